@@ -1,0 +1,578 @@
+//! Inside the container: its first process, which starts the program, reaps what it leaves and reports how it ended.
+//!
+//! The program is not the first process of its pid namespace. There, a signal without a handler would be ignored,
+//! `kill -9 $$` included, and nobody would reap orphans. The first process is sbxrt's own: it holds no capability, is
+//! not dumpable (so the program can neither trace it nor open its descriptors or its executable), and its end is the
+//! end of every process of the container.
+//!
+//! The program itself is born in the execution's cgroup and enters one more user namespace, in which its only id is
+//! the user that was asked for. Mounts, network and host name belong to the outer one: whatever capability a kernel
+//! bug may give the program counts for nothing there.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Instant;
+
+use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::Mode;
+
+use crate::channel::{self, InitEvent, Order};
+use crate::error::Failure;
+use crate::request::{LimitName, Limits, Mechanism, Network, Process, Rlimit, RlimitResource};
+use crate::user::{self, User};
+use crate::{seccomp, sys};
+
+const STEP: &str = "start the program";
+
+/// What the first process needs to know. It crosses two forks, so it holds plain values and descriptor numbers that
+/// stay open until the first process closes them.
+#[derive(Debug, Clone)]
+pub(crate) struct Guest {
+    pub(crate) process: Process,
+    pub(crate) network: Network,
+    pub(crate) limits: Limits,
+    pub(crate) memory: Mechanism,
+    pub(crate) pids: Mechanism,
+    pub(crate) cpus: Mechanism,
+    pub(crate) emulate_root: bool,
+    /// Where events go and orders come from.
+    pub(crate) launcher: i32,
+    /// The cgroup that the program is born in.
+    pub(crate) cgroup: Option<i32>,
+    /// When the builder was done.
+    pub(crate) created: Instant,
+}
+
+impl Executor for Guest {
+    fn exec(&self, _spec: &Spec) -> Result<(), ExecutorError> {
+        let status = match self.run() {
+            Ok(()) => 0,
+            Err(failure) => {
+                self.tell(&InitEvent::Failed(failure), &[]);
+                1
+            }
+        };
+        sys::exit_now(status)
+    }
+
+    fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
+        Ok(())
+    }
+
+    fn setup_envs(
+        &self,
+        _environment: std::collections::HashMap<String, String>,
+    ) -> Result<(), libcontainer::workload::ExecutorSetEnvsError> {
+        // The environment goes to the program with execve; the first process itself has none.
+        Ok(())
+    }
+}
+
+impl Guest {
+    fn tell(&self, event: &InitEvent, descriptors: &[BorrowedFd<'_>]) {
+        // Where the launcher is gone, so is everybody who could be told.
+        if let Ok(socket) = sys::borrow(self.launcher) {
+            drop(channel::send(socket, event, descriptors));
+        }
+    }
+
+    /// Starts the program, waits for its end and reports it.
+    fn run(&self) -> Result<(), Failure> {
+        let failed = |error| Failure::new(STEP, "close_range", error);
+        let kept = [Some(self.launcher), self.cgroup].into_iter().flatten();
+        let kept = kept
+            .map(sys::borrow)
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(failed)?;
+        sys::keep_only(&kept).map_err(failed)?;
+        if self.network == Network::None {
+            sys::loopback_up()
+                .map_err(|error| Failure::new(STEP, "bring the loopback interface up", error))?;
+        }
+        let user = user::resolve(
+            &self.process.user,
+            &user::read_database(Path::new("/etc/passwd")),
+            &user::read_database(Path::new("/etc/group")),
+        )?;
+        if self.emulate_root {
+            configure_apt()?;
+        }
+        // Without its name it would be libcontainer's.
+        let _ = nix::sys::prctl::set_name(c"sbxrt-init");
+        seal()?;
+
+        let mask = SigSet::all();
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)
+            .map_err(|error| Failure::new(STEP, "block signals", error))?;
+        let mut awaited = SigSet::empty();
+        awaited.add(Signal::SIGCHLD);
+        let signals =
+            SignalFd::with_flags(&awaited, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+                .map_err(|error| Failure::new(STEP, "signalfd", error))?;
+        let terminal = self
+            .process
+            .terminal
+            .map(|size| Terminal::open(size.rows, size.columns))
+            .transpose()?;
+        let (outcome_reader, outcome_writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)
+            .map_err(|error| Failure::new(STEP, "pipe2", error))?;
+
+        let program = Program::prepare(self, &user)?;
+        let cgroup = self
+            .cgroup
+            .map(sys::borrow)
+            .transpose()
+            .map_err(|error| Failure::new(STEP, "cgroup", error))?;
+        let started = Instant::now();
+        let pid =
+            match sys::fork_into(0, cgroup).map_err(|error| Failure::new(STEP, "clone3", error))? {
+                sys::Forked::Child => program.become_it(self, terminal.as_ref(), &outcome_writer),
+                sys::Forked::Parent(pid) => pid,
+            };
+        drop(outcome_writer);
+        sys::drop_capabilities().map_err(|error| Failure::new(STEP, "drop capabilities", error))?;
+        let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(|error| Failure::new(STEP, "/dev/null", error))?;
+        for stream in 0..=2 {
+            // The readers of the program's output must see its end when the program's processes have ended.
+            sys::duplicate_onto(&null, stream)
+                .map_err(|error| Failure::new(STEP, "dup2", error))?;
+        }
+        if let Some(outcome) = Outcome::read(outcome_reader) {
+            match outcome {
+                Outcome::NotExecuted { errno, reason } => {
+                    self.tell(&InitEvent::NotExecuted { errno, reason }, &[]);
+                }
+                Outcome::Failed(failure) => self.tell(&InitEvent::Failed(failure), &[]),
+            }
+            return Ok(());
+        }
+        let start_micros = channel::micros(self.created.elapsed());
+        let descriptors: Vec<BorrowedFd<'_>> = terminal
+            .iter()
+            .map(|terminal| terminal.master.as_fd())
+            .collect();
+        self.tell(&InitEvent::Started { start_micros }, &descriptors);
+        drop(descriptors);
+        drop(terminal);
+        let status = self.wait_for(pid, &signals)?;
+        let usage = sys::usage_of_children();
+        let processes = self.limits.pids.map_or(0, |_| count_processes() + 1);
+        self.tell(
+            &InitEvent::Exited {
+                status,
+                wall_micros: channel::micros(started.elapsed()),
+                user_micros: channel::micros(sys::duration_of(usage.ru_utime)),
+                system_micros: channel::micros(sys::duration_of(usage.ru_stime)),
+                // Linux counts ru_maxrss in KiB.
+                largest_process: u64::try_from(usage.ru_maxrss).unwrap_or(0) << 10,
+                processes,
+            },
+            &[],
+        );
+        Ok(())
+    }
+
+    /// Reaps children until the program itself has ended; passes on the signals that the caller sends.
+    fn wait_for(&self, program: libc::pid_t, signals: &SignalFd) -> Result<i32, Failure> {
+        let launcher =
+            sys::borrow(self.launcher).map_err(|error| Failure::new(STEP, "launcher", error))?;
+        let mut listening = true;
+        loop {
+            while let Ok(Some((pid, status))) = sys::reap_any() {
+                if pid == program {
+                    return Ok(status);
+                }
+            }
+            let mut polled = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+            if listening {
+                polled.push(PollFd::new(launcher, PollFlags::POLLIN));
+            }
+            match poll(&mut polled, PollTimeout::NONE) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(Failure::new(STEP, "poll", error)),
+            }
+            let ordered = polled.get(1).is_some_and(|fd| fd.any().unwrap_or(false));
+            while let Ok(Some(_)) = signals.read_signal() {}
+            if ordered {
+                match channel::receive::<Order>(launcher) {
+                    Ok(Some((Order::Signal(number), _))) => {
+                        if let Ok(signal) = Signal::try_from(number) {
+                            // It may have ended in this moment.
+                            let _ =
+                                nix::sys::signal::kill(nix::unistd::Pid::from_raw(program), signal);
+                        }
+                    }
+                    Ok(Some((Order::Cancel, _)) | None) | Err(_) => listening = false,
+                }
+            }
+        }
+    }
+}
+
+/// Where apt finds what root emulation asks of it: in `/dev`, the one place in which a file of ours is neither the
+/// image's nor the program's.
+const APT_CONFIG: &str = "/dev/sbxrt/apt.conf";
+
+/// Tells apt, through `APT_CONFIG`, to download as root: it checks whether its change of user has worked.
+fn configure_apt() -> Result<(), Failure> {
+    let failed = |error| Failure::new(STEP, APT_CONFIG, error);
+    std::fs::create_dir("/dev/sbxrt").map_err(failed)?;
+    std::fs::write(APT_CONFIG, "APT::Sandbox::User \"root\";\n").map_err(failed)
+}
+
+/// What root keeps where it is emulated, all within a user namespace in which only its own id exists: it may read and
+/// write its own files whatever their modes say (Fedora's `/` is 0555), and `chroot`.
+const EMULATED_ROOT: &[u32] = &[CAP_DAC_OVERRIDE, CAP_SYS_CHROOT];
+
+// linux/capability.h
+const CAP_DAC_OVERRIDE: u32 = 1;
+const CAP_SYS_CHROOT: u32 = 18;
+
+/// The processes of the container beside this one. What cannot be read counts as none.
+fn count_processes() -> u64 {
+    let is_process = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse::<u32>().ok();
+    let processes = std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(is_process);
+    processes.filter(|&pid| pid != 1).count() as u64
+}
+
+/// Settings of this container's user namespace: one more namespace below it, the program's, and none below that; and a
+/// share of what the kernel otherwise counts for the host's user alone, whom one program must not starve.
+///
+/// The filter refuses new user namespaces as well; most privilege escalations of recent years began with one.
+const SETTINGS: &[(&str, &str)] = &[
+    ("/proc/sys/user/max_user_namespaces", "1"),
+    ("/proc/sys/user/max_inotify_instances", "32"),
+    ("/proc/sys/user/max_inotify_watches", "8192"),
+];
+
+/// Writes [`SETTINGS`], then makes `/proc/sys` read-only, which libcontainer would have done too early for that; and
+/// every device and masked file: they are the host's own inodes, whose mode root could change.
+fn seal() -> Result<(), Failure> {
+    for (setting, value) in SETTINGS {
+        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        let written = open(*setting, flags, Mode::empty())
+            .and_then(|file| nix::unistd::write(file, value.as_bytes()));
+        match written {
+            // A kernel without inotify.
+            Err(nix::errno::Errno::ENOENT) => {}
+            other => {
+                other.map_err(|error| Failure::new(STEP, *setting, error))?;
+            }
+        }
+    }
+    let failed = |error| Failure::new(STEP, "make /proc/sys read-only", error);
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let target = open("/proc/sys", flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+    let tree = sys::clone_tree(target.as_fd(), c"", true).map_err(failed)?;
+    let attributes = libc::MOUNT_ATTR_RDONLY
+        | libc::MOUNT_ATTR_NOSUID
+        | libc::MOUNT_ATTR_NODEV
+        | libc::MOUNT_ATTR_NOEXEC;
+    sys::restrict_tree(tree.as_fd(), attributes, true).map_err(failed)?;
+    sys::attach_tree(tree.as_fd(), target.as_fd()).map_err(failed)?;
+    for device in DEVICES {
+        let failed = |error| Failure::new(STEP, *device, error);
+        let mounted = open(*device, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        sys::restrict_tree(mounted.as_fd(), libc::MOUNT_ATTR_RDONLY, false).map_err(failed)?;
+    }
+    for masked in crate::spec::MASKED {
+        if let Ok(mounted) = open(*masked, flags, Mode::empty()) {
+            // What this kernel does not have is not masked, and no mount.
+            drop(sys::restrict_tree(
+                mounted.as_fd(),
+                libc::MOUNT_ATTR_RDONLY,
+                false,
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The devices that libcontainer binds from the host. Writing to a device works through a read-only mount.
+const DEVICES: &[&str] = &[
+    "/dev/full",
+    "/dev/null",
+    "/dev/random",
+    "/dev/tty",
+    "/dev/urandom",
+    "/dev/zero",
+];
+
+/// A pseudo-terminal of the container's own devpts.
+struct Terminal {
+    master: OwnedFd,
+    slave: OwnedFd,
+}
+
+impl Terminal {
+    fn open(rows: u16, columns: u16) -> Result<Self, Failure> {
+        let failed = |error: io::Error| Failure::new(STEP, "open a pseudo-terminal", error);
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let master =
+            open("/dev/pts/ptmx", flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        sys::unlock_terminal(master.as_fd()).map_err(failed)?;
+        sys::set_window_size(master.as_fd(), rows, columns).map_err(failed)?;
+        let slave = sys::terminal_peer(master.as_fd()).map_err(failed)?;
+        Ok(Self { master, slave })
+    }
+}
+
+/// Why there is no program: what its process writes before it ends. Nothing is written when it runs, because the
+/// pipe closes by itself on execve.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+enum Outcome {
+    NotExecuted { errno: i32, reason: String },
+    Failed(Failure),
+}
+
+impl Outcome {
+    fn read(pipe: OwnedFd) -> Option<Self> {
+        let text = io::read_to_string(std::fs::File::from(pipe)).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    fn write(&self, pipe: &OwnedFd) {
+        if let Ok(text) = serde_json::to_vec(self) {
+            let _ = nix::unistd::write(pipe, &text);
+        }
+    }
+}
+
+/// Everything that execve needs, made before the fork.
+struct Program {
+    candidates: Vec<CString>,
+    arguments: sys::StringArray,
+    environment: sys::StringArray,
+    is_root: bool,
+    uid_map: String,
+    gid_map: String,
+}
+
+impl Program {
+    fn prepare(guest: &Guest, user: &User) -> Result<Self, Failure> {
+        let process = &guest.process;
+        let invalid = |what: &str| Failure::reason(STEP, what, "contains a NUL byte");
+        let name = process
+            .args
+            .first()
+            .ok_or_else(|| Failure::reason(STEP, "command", "is empty"))?;
+        let mut environment = process.env.clone();
+        if !environment.iter().any(|entry| entry.starts_with("HOME=")) {
+            environment.push(format!("HOME={}", user.home));
+        }
+        if guest.emulate_root
+            && !environment
+                .iter()
+                .any(|entry| entry.starts_with("APT_CONFIG="))
+        {
+            environment.push(format!("APT_CONFIG={APT_CONFIG}"));
+        }
+        let path = environment
+            .iter()
+            .find_map(|entry| entry.strip_prefix("PATH="))
+            .unwrap_or(crate::DEFAULT_PATH);
+        let candidates = if name.contains('/') {
+            vec![name.clone()]
+        } else {
+            path.split(':')
+                .map(|directory| {
+                    format!(
+                        "{}/{name}",
+                        if directory.is_empty() { "." } else { directory }
+                    )
+                })
+                .collect()
+        };
+        Ok(Self {
+            candidates: candidates
+                .into_iter()
+                .map(CString::new)
+                .collect::<Result<_, _>>()
+                .map_err(|_nul| invalid("command"))?,
+            arguments: sys::StringArray::new(&process.args).map_err(|_nul| invalid("argument"))?,
+            environment: sys::StringArray::new(&environment)
+                .map_err(|_nul| invalid("environment"))?,
+            is_root: user.uid == 0,
+            uid_map: format!("{} 0 1", user.uid),
+            gid_map: format!("{} 0 1", user.gid),
+        })
+    }
+
+    /// Turns this process, a child of the first one, into the program.
+    fn become_it(&self, guest: &Guest, terminal: Option<&Terminal>, outcome: &OwnedFd) -> ! {
+        let end = match self.confine(guest, terminal, outcome) {
+            Err(failure) => Outcome::Failed(failure),
+            Ok(()) => self.execute(),
+        };
+        end.write(outcome);
+        sys::exit_now(127)
+    }
+
+    fn confine(
+        &self,
+        guest: &Guest,
+        terminal: Option<&Terminal>,
+        outcome: &OwnedFd,
+    ) -> Result<(), Failure> {
+        let failed = |what: &'static str| move |error: io::Error| Failure::new(STEP, what, error);
+        nix::unistd::setsid().map_err(|error| failed("setsid")(error.into()))?;
+        if let Some(Terminal { slave, .. }) = terminal {
+            sys::set_controlling_terminal(slave.as_fd()).map_err(failed("TIOCSCTTY"))?;
+            for stream in 0..=2 {
+                sys::duplicate_onto(slave, stream).map_err(failed("dup2"))?;
+            }
+        }
+        // Closed, and before any path of the image's is looked at: through /proc/self/fd a descriptor of a directory is a
+        // way out (CVE-2024-21626). The working directory is the one that libcontainer has entered and verified; it is
+        // never resolved again, for the same path may lead elsewhere the second time.
+        sys::keep_only(&[outcome.as_fd()]).map_err(failed("close_range"))?;
+        sys::new_session_keyring().map_err(failed("join a new session keyring"))?;
+        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWCGROUP)
+            .map_err(|error| failed("unshare(CLONE_NEWUSER|CLONE_NEWCGROUP)")(error.into()))?;
+        for (file, contents) in [
+            ("setgroups", "deny"),
+            ("uid_map", self.uid_map.as_str()),
+            ("gid_map", self.gid_map.as_str()),
+        ] {
+            std::fs::write(format!("/proc/self/{file}"), contents)
+                .map_err(|error| Failure::new(STEP, format!("/proc/self/{file}"), error))?;
+        }
+        if guest.cpus == Mechanism::Affinity
+            && let Some(cpus) = guest.limits.cpus
+        {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "checked to be a small whole number"
+            )]
+            sys::restrict_processors(cpus as usize).map_err(failed("sched_setaffinity"))?;
+        }
+        Self::limit(guest)?;
+        let emulated = guest.emulate_root && self.is_root;
+        let kept = if emulated { EMULATED_ROOT } else { &[] };
+        sys::keep_capabilities(kept).map_err(failed("drop capabilities"))?;
+        reset_signals().map_err(failed("reset signals"))?;
+        // Last of all: from here on this process may do only what the program may do.
+        if guest.memory == Mechanism::Watchdog {
+            seccomp::install(seccomp::no_memory_files_program())
+                .map_err(failed("load the seccomp filter"))?;
+        }
+        let program = if guest.emulate_root {
+            seccomp::root_emulation_program()
+        } else {
+            seccomp::default_program()
+        };
+        seccomp::install(program).map_err(failed("load the seccomp filter"))
+    }
+
+    fn limit(guest: &Guest) -> Result<(), Failure> {
+        let infinity = libc::RLIM_INFINITY;
+        // One byte of core dump and not none: the kernel special-cases 1 to abort dumps into a pipe too (systemd-coredump).
+        let mut limits = vec![
+            Rlimit {
+                resource: RlimitResource::Core,
+                soft: 1,
+                hard: 1,
+            },
+            Rlimit {
+                resource: RlimitResource::Nofile,
+                soft: 1024,
+                hard: 1024,
+            },
+        ];
+        if guest.pids == Mechanism::Rlimit
+            && let Some(pids) = guest.limits.pids
+        {
+            limits.push(Rlimit {
+                resource: RlimitResource::Nproc,
+                soft: pids.into(),
+                hard: pids.into(),
+            });
+        }
+        limits.extend(&guest.process.rlimits);
+        for Rlimit {
+            resource,
+            soft,
+            hard,
+        } in limits
+        {
+            let (_, ceiling) = sys::limit(resource.number()).unwrap_or((infinity, infinity));
+            // An unprivileged process cannot go above what its creator may.
+            let hard = hard.min(ceiling);
+            sys::set_limit(resource.number(), soft.min(hard), hard)
+                .map_err(|error| Failure::new(STEP, format!("setrlimit {resource}"), error))?;
+        }
+        Ok(())
+    }
+
+    /// Tries every candidate, as `execvp` does: a missing one is passed over, a forbidden one is remembered.
+    fn execute(&self) -> Outcome {
+        let mut result = io::Error::from_raw_os_error(libc::ENOENT);
+        let mut tried = &self.candidates[0];
+        for candidate in &self.candidates {
+            let error = sys::execute(candidate, &self.arguments, &self.environment);
+            match error.raw_os_error() {
+                Some(libc::ENOENT | libc::ENOTDIR) => {}
+                Some(libc::EACCES) => (result, tried) = (error, candidate),
+                _ => {
+                    (result, tried) = (error, candidate);
+                    break;
+                }
+            }
+        }
+        let errno = result.raw_os_error().unwrap_or(0);
+        let name = tried.to_string_lossy();
+        let reason = match errno {
+            libc::ENOENT if self.candidates.len() > 1 => {
+                let name = name.rsplit('/').next().unwrap_or_default();
+                format!("{name:?}: executable file not found in $PATH")
+            }
+            // The kernel says the same for a script whose interpreter, or a program whose loader, is missing.
+            libc::ENOENT => format!("{name:?}: no such file, or its interpreter is missing"),
+            libc::EACCES => format!("{name:?}: permission denied: not an executable file"),
+            libc::ENOEXEC => format!(
+                "{name:?}: exec format error: neither a program for this machine nor a script"
+            ),
+            libc::E2BIG => format!("{name:?}: argument list or environment too long"),
+            _ => format!("{name:?}: {result}"),
+        };
+        Outcome::NotExecuted { errno, reason }
+    }
+}
+
+/// Gives the program the signal state that a fresh process has.
+fn reset_signals() -> io::Result<()> {
+    for signal in Signal::iterator() {
+        if !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
+            sys::default_signal(signal)?;
+        }
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    Ok(())
+}
+
+/// Whether `limit` was asked for at all.
+pub(crate) fn is_asked(limit: LimitName, limits: &Limits) -> bool {
+    match limit {
+        LimitName::Memory => limits.memory.is_some(),
+        LimitName::Cpus => limits.cpus.is_some(),
+        LimitName::Pids => limits.pids.is_some(),
+        LimitName::Scratch => limits.scratch_bytes.is_some(),
+        LimitName::WallTime => limits.wall_time.is_some(),
+        // Held by whoever reads the program's output.
+        LimitName::Output => false,
+    }
+}

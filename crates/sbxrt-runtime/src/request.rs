@@ -1,0 +1,403 @@
+//! What a caller asks for: the serialised half of the conversation that goes to the launcher.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// One execution, complete: nothing else of the caller's (environment, working directory, descriptors) gets in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// The name of this execution: unique among the running ones, `[A-Za-z0-9][A-Za-z0-9_.-]{0,63}`.
+    pub id: String,
+    /// The file system that the program sees as `/`.
+    pub root: Root,
+    /// Whether that file system is read-only. `/tmp` stays writable, within [`Limits::scratch_bytes`].
+    pub read_only: bool,
+    /// A directory of the caller's, absolute, that receives what the program changes in the root file system, in the
+    /// place of a scratch space in memory. `None` is the scratch space, which is lost.
+    ///
+    /// Afterwards it holds what changed and nothing else, in the format of an overlayfs upper directory with `userxattr`:
+    /// files and directories as they are now, a character device 0:0 for what was deleted, and the attribute
+    /// `user.overlay.opaque` on a directory that took the place of another. Other attributes whose names begin with
+    /// `user.overlay.` are the kernel's notes. Mount points are made elsewhere; only a working directory that is missing is
+    /// made here. Its file system must be a local one with extended attributes (ext4, xfs, btrfs, from Linux 6.6 tmpfs; not
+    /// NFS or Lustre), and a directory `.sbxrt-work-ID` stands beside it during the run.
+    ///
+    /// Needs [`Root::Layers`] and a root file system that is not `read_only`. No mechanism holds
+    /// [`Limits::scratch_bytes`] on somebody's disk, and the report says so ([`Mechanism::None`]).
+    pub upper: Option<PathBuf>,
+    /// Whether changes of owners and identities, which one id cannot make, are to report success without doing anything,
+    /// so that package managers work. See [`root_emulation_program`](crate::seccomp::root_emulation_program).
+    ///
+    /// Root inside then may also read and write what its own files' modes forbid (`CAP_DAC_OVERRIDE`, as root is used to)
+    /// and `chroot`; and it finds an `APT_CONFIG` that tells apt not to change its user, unless it has one.
+    pub emulate_root: bool,
+    /// What is mounted over the root file system, in this order.
+    pub mounts: Vec<Mount>,
+    /// The program.
+    pub process: Process,
+    /// The host name inside. At most 64 bytes (`HOST_NAME_MAX`).
+    pub hostname: String,
+    /// Which network the program sees.
+    pub network: Network,
+    /// Upper bounds on what the program may use.
+    pub limits: Limits,
+    /// Limits that must be held by a certain mechanism, or else the run is refused.
+    pub require: BTreeMap<LimitName, Requirement>,
+}
+
+/// The root file system of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Root {
+    /// Overlay lower directories, bottom first. None of them is ever written to.
+    Layers(Vec<PathBuf>),
+    /// The host's own `/usr` and the few files of `/etc` that programs need, read-only.
+    Host,
+}
+
+/// A mount over the root file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Where it appears inside: an absolute path. Symbolic links in it resolve inside the container.
+    pub destination: PathBuf,
+    /// What appears there.
+    pub source: MountSource,
+    /// Whether the program may only read it.
+    pub read_only: bool,
+}
+
+impl Mount {
+    /// A file or directory of the host that the program may only read.
+    pub fn read_only(source: impl Into<PathBuf>, destination: impl Into<PathBuf>) -> Self {
+        Self {
+            destination: destination.into(),
+            source: MountSource::Bind(source.into()),
+            read_only: true,
+        }
+    }
+
+    /// A file or directory of the host that the program may change.
+    pub fn read_write(source: impl Into<PathBuf>, destination: impl Into<PathBuf>) -> Self {
+        Self {
+            destination: destination.into(),
+            source: MountSource::Bind(source.into()),
+            read_only: false,
+        }
+    }
+
+    /// An empty file system in memory with room for `bytes`.
+    pub fn tmpfs(destination: impl Into<PathBuf>, bytes: u64) -> Self {
+        Self {
+            destination: destination.into(),
+            source: MountSource::Tmpfs(bytes),
+            read_only: false,
+        }
+    }
+}
+
+/// What a [`Mount`] shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MountSource {
+    /// A file or directory of the host, with what is mounted below it.
+    Bind(PathBuf),
+    /// An empty file system in memory with room for this many bytes.
+    Tmpfs(u64),
+}
+
+/// The program of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// The program and its arguments. A first word without `/` is looked for in the `PATH` of `env`.
+    pub args: Vec<String>,
+    /// The environment, complete, as `NAME=value`.
+    pub env: Vec<String>,
+    /// The working directory, absolute. It is made where it does not exist.
+    pub cwd: PathBuf,
+    /// Who the program is inside, as in an image's `USER`: `user`, `uid`, `user:group`, `uid:gid`. Empty is root.
+    pub user: String,
+    /// The size of the pseudo-terminal that takes the place of the three standard streams, if there is one.
+    pub terminal: Option<WindowSize>,
+    /// Resource limits by number (`RLIMIT_*`), soft and hard.
+    pub rlimits: Vec<Rlimit>,
+}
+
+/// The size of a terminal in character cells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters per line.
+    pub columns: u16,
+}
+
+/// A resource limit of the kernel (`setrlimit`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// Which one.
+    pub resource: RlimitResource,
+    /// The limit that the program starts with.
+    pub soft: u64,
+    /// How far the program may raise it.
+    pub hard: u64,
+}
+
+macro_rules! named {
+    ($(#[$meta:meta])* $visibility:vis enum $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        $visibility enum $name { $($(#[$variant_meta])* #[serde(rename = $text)] $variant),+ }
+
+        impl $name {
+            /// Every value, in the order of declaration.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The name that people and programs read.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = UnknownName;
+
+            fn from_str(text: &str) -> Result<Self, UnknownName> {
+                match text {
+                    $($text => Ok(Self::$variant),)+
+                    _ => Err(UnknownName { given: text.to_owned(), known: [$($text),+].join(", ") }),
+                }
+            }
+        }
+    };
+}
+
+/// A word that is not in the list of those that are known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown name {given:?}; known are {known}")]
+pub struct UnknownName {
+    given: String,
+    known: String,
+}
+
+named! {
+    /// The resource limits that `--ulimit` sets, by Docker's names.
+    pub enum RlimitResource {
+        /// Seconds of CPU time per process.
+        Cpu = "cpu",
+        /// Bytes of a file.
+        Fsize = "fsize",
+        /// Bytes of a process's data segment and private writable mappings.
+        Data = "data",
+        /// Bytes of the stack.
+        Stack = "stack",
+        /// Bytes of a core dump.
+        Core = "core",
+        /// Bytes of resident memory: accepted for Docker's sake, without effect since Linux 2.4.30.
+        Rss = "rss",
+        /// Processes and threads of the user.
+        Nproc = "nproc",
+        /// Open files of a process.
+        Nofile = "nofile",
+        /// Bytes locked in memory.
+        Memlock = "memlock",
+        /// Bytes of address space.
+        As = "as",
+        /// File locks.
+        Locks = "locks",
+        /// Signals that may be queued.
+        Sigpending = "sigpending",
+        /// Bytes in POSIX message queues.
+        Msgqueue = "msgqueue",
+        /// Ceiling of the nice value.
+        Nice = "nice",
+        /// Ceiling of the real-time priority.
+        Rtprio = "rtprio",
+        /// Microseconds of real-time CPU time without a blocking call.
+        Rttime = "rttime",
+    }
+}
+
+impl RlimitResource {
+    /// The kernel's number (`RLIMIT_*`).
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            Self::Cpu => libc::RLIMIT_CPU,
+            Self::Fsize => libc::RLIMIT_FSIZE,
+            Self::Data => libc::RLIMIT_DATA,
+            Self::Stack => libc::RLIMIT_STACK,
+            Self::Core => libc::RLIMIT_CORE,
+            Self::Rss => libc::RLIMIT_RSS,
+            Self::Nproc => libc::RLIMIT_NPROC,
+            Self::Nofile => libc::RLIMIT_NOFILE,
+            Self::Memlock => libc::RLIMIT_MEMLOCK,
+            Self::As => libc::RLIMIT_AS,
+            Self::Locks => libc::RLIMIT_LOCKS,
+            Self::Sigpending => libc::RLIMIT_SIGPENDING,
+            Self::Msgqueue => libc::RLIMIT_MSGQUEUE,
+            Self::Nice => libc::RLIMIT_NICE,
+            Self::Rtprio => libc::RLIMIT_RTPRIO,
+            Self::Rttime => libc::RLIMIT_RTTIME,
+        }
+    }
+}
+
+named! {
+    /// Which network a program sees.
+    pub enum Network {
+        /// Its own, with a loopback interface and nothing else.
+        None = "none",
+        /// The caller's: every address that the caller reaches, and its abstract sockets.
+        Host = "host",
+    }
+}
+
+named! {
+    /// What can be limited.
+    pub enum LimitName {
+        /// Bytes of memory, all processes together.
+        Memory = "memory",
+        /// Processors.
+        Cpus = "cpus",
+        /// Processes and threads.
+        Pids = "pids",
+        /// Bytes written to the root file system, `/tmp` and the like.
+        Scratch = "scratch",
+        /// Time from start to end.
+        WallTime = "wall_time",
+        /// Bytes of standard output and of standard error that are kept.
+        Output = "output",
+    }
+}
+
+named! {
+    /// How a limit is held.
+    pub enum Mechanism {
+        /// A cgroup v2 of this execution's own: the kernel holds it, for all processes together.
+        Cgroup2 = "cgroup2",
+        /// A resource limit of the kernel, set in the container's own user namespace.
+        Rlimit = "rlimit",
+        /// The set of processors that the processes may run on.
+        Affinity = "affinity",
+        /// The size of the file system.
+        Tmpfs = "tmpfs",
+        /// sbxrt looks at the processes every few milliseconds and ends or stops them: the limit may be exceeded for
+        /// that long.
+        Watchdog = "watchdog",
+        /// A timer of sbxrt's, which ends every process of the container.
+        Timer = "timer",
+        /// sbxrt reads everything and keeps only this much.
+        Relay = "relay",
+        /// Nothing holds it.
+        None = "none",
+    }
+}
+
+/// What a caller insists on for a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Requirement {
+    /// A cgroup, whoever made it.
+    Cgroup,
+    /// Exactly this mechanism.
+    Exactly(Mechanism),
+}
+
+impl Requirement {
+    /// Whether `mechanism` satisfies it.
+    pub fn is_met_by(self, mechanism: Mechanism) -> bool {
+        match self {
+            Self::Cgroup => mechanism == Mechanism::Cgroup2,
+            Self::Exactly(wanted) => wanted == mechanism,
+        }
+    }
+}
+
+impl FromStr for Requirement {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        match text {
+            "cgroup" => Ok(Self::Cgroup),
+            other => other.parse().map(Self::Exactly),
+        }
+    }
+}
+
+impl fmt::Display for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cgroup => f.write_str("cgroup"),
+            Self::Exactly(mechanism) => mechanism.fmt(f),
+        }
+    }
+}
+
+/// Upper bounds on what one execution may use. `None` is no bound.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes of memory, all processes together, swap included.
+    pub memory: Option<u64>,
+    /// Processors, in fractions: 0.5 is half of one.
+    pub cpus: Option<f64>,
+    /// Processes and threads.
+    pub pids: Option<u32>,
+    /// Time from start to end.
+    pub wall_time: Option<Duration>,
+    /// Bytes that may be written to the root file system and `/tmp` together. `None` is half of the host's memory.
+    pub scratch_bytes: Option<u64>,
+}
+
+impl Default for Limits {
+    /// 512 MiB of memory, 1 processor, 128 processes and threads, 64 MiB of scratch space, no time limit.
+    fn default() -> Self {
+        Self {
+            memory: Some(512 << 20),
+            cpus: Some(1.0),
+            pids: Some(128),
+            wall_time: None,
+            scratch_bytes: Some(64 << 20),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_back_to_themselves() {
+        for &mechanism in Mechanism::ALL {
+            assert_eq!(mechanism.as_str().parse(), Ok(mechanism));
+        }
+        for &limit in LimitName::ALL {
+            assert_eq!(limit.as_str().parse(), Ok(limit));
+        }
+        for &resource in RlimitResource::ALL {
+            assert_eq!(resource.as_str().parse(), Ok(resource));
+        }
+    }
+
+    #[test]
+    fn a_required_cgroup_is_not_met_by_a_watchdog() {
+        assert!(Requirement::Cgroup.is_met_by(Mechanism::Cgroup2));
+        assert!(!Requirement::Cgroup.is_met_by(Mechanism::Watchdog));
+        assert!(
+            "rlimit"
+                .parse::<Requirement>()
+                .unwrap()
+                .is_met_by(Mechanism::Rlimit)
+        );
+        assert!("docker".parse::<Requirement>().is_err());
+    }
+}

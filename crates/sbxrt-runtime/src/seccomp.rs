@@ -1,0 +1,142 @@
+//! System call filters: from a policy in Docker's format to a program that the kernel runs, without libseccomp.
+//!
+//! [`Profile`] is the policy, [`compile()`] translates it, [`install`] puts the calling process under it. sbxrt's own
+//! policy is `seccomp/default.json`; [`default_program`] is that policy compiled by the build, so that a run pays only
+//! for handing it to the kernel. Installing is the last step before `execve`; if it fails, the run fails.
+//!
+//! # The default policy
+//!
+//! It is Moby's list for a container without capabilities, narrowed for code that nobody trusts:
+//!
+//! - What Moby's list does not name gets ENOSYS, not EPERM: a libc that tries a new system call then falls back to the
+//!   old one. Killing the process instead would break programs that only probe.
+//! - What is known to be dangerous and needless inside gets EPERM, also where Moby allows it: `ptrace`, `io_uring`,
+//!   keys, file handles, namespaces and mounts among them.
+//! - Sockets of families other than UNIX, INET and INET6 get EAFNOSUPPORT, as on a kernel built without them, because
+//!   that is the refusal that programs expect: with EPERM, the tools of shadow (`useradd`, `su`) stop at "Cannot open
+//!   audit interface", with EAFNOSUPPORT they go on without audit. Route netlink is refused too. glibc's `getaddrinfo`
+//!   does without it (it then takes both IP versions to be present), and asyncio and multiprocessing never ask. What is
+//!   lost is the list of interfaces (`getifaddrs`, `if_nameindex`, `ip`): in a sandbox without network that is one
+//!   loopback, and rtnetlink is a large and often broken door to pay for it.
+//! - The terminal cannot be typed into (`TIOCSTI`, `TIOCLINUX`). The command of `ioctl` is compared by its low 32
+//!   bits, since the kernel drops the others.
+//! - System calls of a foreign ABI (i386, x32, 32-bit Arm) end the process: the numbers mean other calls there.
+//!
+//! # Root emulation
+//!
+//! Package managers insist on changing owners and identities, which a user namespace with one id cannot do. For builds,
+//! [`root_emulation_program`] is the default policy with those calls answered "success" and nothing done, as in
+//! Charliecloud's `--force=seccomp`: it needs no set-up in the image and works for every libc and for static programs.
+//! A program that looks whether it worked is not fooled (apt's own sandbox: `APT::Sandbox::User` must be root).
+//! Extended attributes are not among the calls: a filter cannot read names, so `security.capability` stays EPERM.
+//!
+//! The whole list, as compiled for each architecture, is in `seccomp/snapshots`, so that a change of policy is seen in
+//! review.
+//!
+//! # Examples
+//!
+//! ```
+//! use sbxrt_runtime::seccomp::{Architecture, Profile, compile};
+//!
+//! let profile = Profile::parse(
+//!     br#"{
+//!         "defaultAction": "SCMP_ACT_ALLOW",
+//!         "syscalls": [{ "names": ["unshare"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }]
+//!     }"#,
+//! )?;
+//! let program = compile(&profile, Architecture::NATIVE, &[])?;
+//! assert!(program.instruction_count() < 20);
+//! # Ok::<(), sbxrt_runtime::seccomp::Error>(())
+//! ```
+
+mod compile;
+#[cfg(test)]
+mod interpreter;
+mod profile;
+mod program;
+mod sys;
+#[cfg(test)]
+mod tests;
+
+pub use compile::{Architecture, Host, compile_for};
+pub use profile::{Action, Condition, Error, Filter, KernelVersion, Operator, Profile, Rule};
+pub use program::{Instruction, MAX_INSTRUCTIONS, Program};
+pub use sys::install;
+
+/// The default policy as text, for whoever wants to start from it.
+pub const DEFAULT_PROFILE: &str = include_str!("seccomp/default.json");
+
+/// The rules of root emulation as text; see [`root_emulation_program`].
+pub const ROOT_EMULATION_PROFILE: &str = include_str!("seccomp/root-emulation.json");
+
+/// The default policy for a process without capabilities, compiled for this architecture by the build.
+pub fn default_program() -> &'static Program {
+    static PROGRAM: Program =
+        Program::from_static(include_bytes!(concat!(env!("OUT_DIR"), "/default.bpf")));
+    &PROGRAM
+}
+
+/// A policy on top of the default one, for where memory is limited without a cgroup: no files in memory.
+///
+/// Their pages belong to no process until it maps them, so a watchdog that adds up processes would not see them. They
+/// get ENOSYS, as on a kernel before 3.17; programs then use `/tmp` or `/dev/shm`, which are bounded.
+pub fn no_memory_files_program() -> &'static Program {
+    static PROGRAM: Program = Program::from_static(include_bytes!(concat!(
+        env!("OUT_DIR"),
+        "/no-memory-files.bpf"
+    )));
+    &PROGRAM
+}
+
+/// The default policy with root emulation: changes of owners and of identities, and the making of devices, do nothing
+/// and report success; `chroot` is left to the kernel. Everything else is as in [`default_program`].
+pub fn root_emulation_program() -> &'static Program {
+    static PROGRAM: Program = Program::from_static(include_bytes!(concat!(
+        env!("OUT_DIR"),
+        "/root-emulation.bpf"
+    )));
+    &PROGRAM
+}
+
+/// Translates a profile for a container with the given capabilities in its bounding set, on the running kernel.
+///
+/// Capabilities are named as in the profile, `CAP_SYS_ADMIN`. What several rules for one system call mean is told at
+/// [`compile_for`].
+///
+/// # Errors
+///
+/// The profile asks for what cannot be done, is too long, or depends on a kernel version that cannot be read.
+pub fn compile(
+    profile: &Profile,
+    architecture: Architecture,
+    granted_capabilities: &[&str],
+) -> Result<Program, Error> {
+    let kernel = if profile.depends_on_kernel() {
+        running_kernel().map_err(Error::KernelVersion)?
+    } else {
+        KernelVersion { major: 0, minor: 0 }
+    };
+    compile_for(
+        profile,
+        &Host {
+            architecture,
+            capabilities: granted_capabilities,
+            kernel,
+        },
+    )
+}
+
+impl Architecture {
+    /// The architecture that this was built for.
+    #[cfg(target_arch = "x86_64")]
+    pub const NATIVE: Self = Self::X86_64;
+    /// The architecture that this was built for.
+    #[cfg(target_arch = "aarch64")]
+    pub const NATIVE: Self = Self::Aarch64;
+}
+
+fn running_kernel() -> std::io::Result<KernelVersion> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    KernelVersion::from_release(&release)
+        .ok_or_else(|| std::io::Error::other(format!("release {release:?}")))
+}

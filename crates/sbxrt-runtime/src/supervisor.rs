@@ -1,0 +1,291 @@
+//! The caller's side: creates the launcher process and talks to it.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+
+use crate::cgroup::Subtree;
+use crate::channel::{self, Event, Order};
+use crate::error::{Error, Result};
+use crate::launcher::{CONTROL, SUBTREE, Setup, Submission};
+use crate::report::Report;
+use crate::request::Request;
+use crate::sys::{self, StringArray};
+
+/// How a re-executed copy of this program recognises that it is to be the launcher.
+const ARGUMENT: &str = "sbxrt-launcher";
+
+/// Becomes the launcher where this process was started as one, and returns otherwise.
+///
+/// Call it first in `main`, before anything reads the arguments and before any thread exists.
+pub fn init() {
+    INITIALIZED.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut arguments = std::env::args_os();
+    if arguments.next().is_some_and(|name| name == ARGUMENT) && arguments.next().is_none() {
+        // Nothing may unwind into code of the embedding program.
+        std::panic::set_hook(Box::new(|_| std::process::abort()));
+        sys::exit_now(crate::launcher::run());
+    }
+}
+
+static INITIALIZED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// A launcher process: takes requests until it is dropped. Dropping it ends whatever it still runs.
+#[derive(Debug)]
+pub struct Launcher {
+    control: OwnedFd,
+    pid: libc::pid_t,
+}
+
+impl Launcher {
+    /// Creates the launcher: a copy of this program in its own user, mount and pid namespaces. It gets itself ready while
+    /// the caller goes on; a step of that which fails is told to every [`Run`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInitialized`] where [`init`] was not called; [`Error::Launcher`] where the host does not allow user
+    /// namespaces or lacks something that the launcher needs, naming it.
+    pub fn spawn() -> Result<Self> {
+        if !INITIALIZED.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(Error::NotInitialized);
+        }
+        let failed = |step: &str| {
+            let step = step.to_owned();
+            move |source: io::Error| Error::Launcher { step, source }
+        };
+        let subtree = Subtree::find().map(Subtree::into_directory);
+        let (control, theirs) = channel::pair().map_err(failed("socketpair"))?;
+        let setup = Setup {
+            owner: std::process::id().cast_signed(),
+            caller_is_root: nix::unistd::geteuid().is_root(),
+            has_subtree: subtree.is_some(),
+        };
+        let pid = Birth::prepare(&theirs, subtree.as_ref())?.spawn()?;
+        drop(theirs);
+        let launcher = Self { control, pid };
+        channel::send(launcher.control.as_fd(), &setup, &[]).map_err(Error::Channel)?;
+        Ok(launcher)
+    }
+
+    /// Starts an execution. `streams` become the program's standard input, output and error, except where the request
+    /// asks for a terminal. The caller closes its copies afterwards, or it will wait for the end of the output for ever.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the launcher is gone. What is wrong with the request itself is told by the [`Run`].
+    pub fn run(&self, request: &Request, streams: Option<&[OwnedFd; 3]>) -> Result<Run> {
+        let document = channel::enclose(request).map_err(Error::Channel)?;
+        let (ours, theirs) = channel::pair().map_err(Error::Channel)?;
+        let mut descriptors = vec![document.as_fd(), theirs.as_fd()];
+        descriptors.extend(streams.into_iter().flatten().map(AsFd::as_fd));
+        channel::send(self.control.as_fd(), &Submission, &descriptors).map_err(|source| {
+            match source.raw_os_error() {
+                Some(libc::EPIPE | libc::ECONNRESET) => Error::LauncherGone,
+                _ => Error::Channel(source),
+            }
+        })?;
+        Ok(Run { socket: ours })
+    }
+}
+
+impl Drop for Launcher {
+    fn drop(&mut self) {
+        // It ends when the socket closes; a launcher that does not is ended.
+        let _ =
+            nix::sys::socket::shutdown(self.control.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        drop(sys::wait_for(self.pid));
+    }
+}
+
+/// An execution under way. Dropping it ends the program.
+///
+/// Its descriptor becomes readable when [`next`](Self::next) has something to say, so it fits into any event loop.
+#[derive(Debug)]
+pub struct Run {
+    socket: OwnedFd,
+}
+
+/// What happens to an execution.
+#[derive(Debug)]
+pub enum Progress {
+    /// The program runs. Where a terminal was asked for, this is its master side.
+    Started(Option<OwnedFd>),
+    /// It is over, and nothing of it is left.
+    Finished(Box<Report>),
+}
+
+impl Run {
+    /// Waits for the next event, or says `WouldBlock` through [`Error::Channel`] where the descriptor is non-blocking.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Start`] where the program never ran, [`Error::LauncherGone`] where the launcher was killed.
+    pub fn next(&self) -> Result<Progress> {
+        match channel::receive::<Event>(self.socket.as_fd()).map_err(Error::Channel)? {
+            Some((Event::Started, descriptors)) => {
+                Ok(Progress::Started(descriptors.into_iter().next()))
+            }
+            Some((Event::Finished(report), _)) => Ok(Progress::Finished(report)),
+            Some((Event::Failed(failure), _)) => Err(failure.into()),
+            None => Err(Error::LauncherGone),
+        }
+    }
+
+    /// Sends a signal to the program. One that has ended ignores it.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the launcher is gone.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        channel::send(self.socket.as_fd(), &Order::Signal(signal), &[]).map_err(Error::Channel)
+    }
+
+    /// Ends every process of the execution; [`next`](Self::next) then reports it as cancelled.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the launcher is gone.
+    pub fn cancel(&self) -> Result<()> {
+        channel::send(self.socket.as_fd(), &Order::Cancel, &[]).map_err(Error::Channel)
+    }
+
+    /// Makes [`next`](Self::next) return instead of waiting.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the kernel refuses, which it has no reason to.
+    pub fn set_nonblocking(&self) -> Result<()> {
+        channel::set_nonblocking(&self.socket).map_err(Error::Channel)
+    }
+}
+
+impl AsFd for Run {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Run {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// Everything that the new process needs between its birth and its first instruction as the launcher. That part runs
+/// in this process's memory (see [`sys::vfork_with`]), so it is all made beforehand.
+struct Birth {
+    executable: CString,
+    identity: (u64, u64),
+    control: RawFd,
+    subtree: Option<RawFd>,
+    uid_map: CString,
+    gid_map: CString,
+    arguments: StringArray,
+    environment: StringArray,
+    failure: Option<(&'static str, io::Error)>,
+}
+
+impl Birth {
+    fn prepare(control: &OwnedFd, subtree: Option<&OwnedFd>) -> Result<Self> {
+        let failed = |step: &'static str| {
+            move |source: io::Error| Error::Launcher {
+                step: step.to_owned(),
+                source,
+            }
+        };
+        let executable =
+            std::fs::read_link("/proc/self/exe").map_err(failed("readlink(\"/proc/self/exe\")"))?;
+        let running = nix::sys::stat::stat("/proc/self/exe")
+            .map_err(|error| failed("stat(\"/proc/self/exe\")")(error.into()))?;
+        let text =
+            |text: String| CString::new(text).map_err(|error| failed("prepare")(error.into()));
+        Ok(Self {
+            executable: CString::new(executable.as_os_str().as_bytes())
+                .map_err(|error| failed("prepare")(error.into()))?,
+            identity: (running.st_dev, running.st_ino),
+            control: control.as_raw_fd(),
+            subtree: subtree.map(AsRawFd::as_raw_fd),
+            uid_map: text(format!("0 {} 1", nix::unistd::geteuid()))?,
+            gid_map: text(format!("0 {} 1", nix::unistd::getegid()))?,
+            arguments: StringArray::new(&[ARGUMENT])
+                .map_err(|error| failed("prepare")(error.into()))?,
+            // Nothing of the caller's environment, its secrets above all, is in the launcher's memory.
+            environment: StringArray::new::<&str>(&[])
+                .map_err(|error| failed("prepare")(error.into()))?,
+            failure: None,
+        })
+    }
+
+    fn spawn(mut self) -> Result<libc::pid_t> {
+        let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID;
+        let pid = sys::vfork_with(flags, &mut self, |birth| {
+            if let Err(failure) = birth.become_launcher() {
+                birth.failure = Some(failure);
+            }
+        })
+        .map_err(|source| Error::Launcher {
+            step: "clone(CLONE_NEWUSER|CLONE_NEWNS|CLONE_NEWPID)".to_owned(),
+            source,
+        })?;
+        match self.failure {
+            None => Ok(pid),
+            Some((step, source)) => {
+                drop(sys::wait_for(pid));
+                Err(Error::Launcher {
+                    step: step.to_owned(),
+                    source,
+                })
+            }
+        }
+    }
+
+    /// Runs in the new process, in this process's memory. Returns only on failure.
+    fn become_launcher(&self) -> Result<(), (&'static str, io::Error)> {
+        // Until the maps are written this process has no identity; afterwards it is root over its namespaces.
+        for (file, contents, step) in [
+            (
+                c"/proc/self/setgroups",
+                c"deny",
+                "write \"deny\" to /proc/self/setgroups",
+            ),
+            (
+                c"/proc/self/uid_map",
+                self.uid_map.as_c_str(),
+                "write /proc/self/uid_map",
+            ),
+            (
+                c"/proc/self/gid_map",
+                self.gid_map.as_c_str(),
+                "write /proc/self/gid_map",
+            ),
+        ] {
+            sys::write_file(file, contents.to_bytes()).map_err(|error| (step, error))?;
+        }
+        // The launcher runs from a read-only mount of its own: a program that gets hold of /proc/PID/exe cannot open
+        // this executable for writing (CVE-2019-5736).
+        let executable = sys::clone_executable(&self.executable, self.identity)
+            .map_err(|error| ("open_tree of /proc/self/exe", error))?;
+        let control = sys::duplicate_above(self.control, SUBTREE + 1)
+            .map_err(|error| ("fcntl(F_DUPFD)", error))?;
+        if let Some(subtree) = self.subtree {
+            let subtree = sys::duplicate_above(subtree, SUBTREE + 1)
+                .map_err(|error| ("fcntl(F_DUPFD)", error))?;
+            sys::duplicate_number(subtree, SUBTREE).map_err(|error| ("dup2", error))?;
+        }
+        let executable = sys::duplicate_above(executable, SUBTREE + 1)
+            .map_err(|error| ("fcntl(F_DUPFD)", error))?;
+        sys::duplicate_number(control, CONTROL).map_err(|error| ("dup2", error))?;
+        let kept = if self.subtree.is_some() {
+            SUBTREE
+        } else {
+            CONTROL
+        };
+        sys::close_range(kept + 1, true).map_err(|error| ("close_range", error))?;
+        sys::reset_session().map_err(|error| ("sigprocmask", error))?;
+        Err((
+            "execveat of /proc/self/exe",
+            sys::execute_fd(executable, &self.arguments, &self.environment),
+        ))
+    }
+}
