@@ -1,0 +1,507 @@
+//! One execution: from a command to its output.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use sbxrt_runtime::{
+    LimitName, Limits, Mechanism, Process, Progress, Report, Request, Run, Termination, Timings,
+    Usage, WindowSize,
+};
+use tokio::io::AsyncWriteExt;
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe::{Receiver, Sender};
+
+use crate::capture::{Capture, Captured};
+use crate::error::{Error, Result};
+use crate::sandbox::{Sandbox, check_environment};
+
+/// What a program finds on its standard input.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stdin {
+    /// Nothing: `/dev/null`.
+    #[default]
+    Null,
+    /// These bytes, then the end.
+    Bytes(Vec<u8>),
+    /// A pipe that the caller writes to ([`Child::stdin`]).
+    Piped,
+}
+
+impl From<&str> for Stdin {
+    fn from(text: &str) -> Self {
+        Self::Bytes(text.into())
+    }
+}
+
+impl From<&[u8]> for Stdin {
+    fn from(bytes: &[u8]) -> Self {
+        Self::Bytes(bytes.into())
+    }
+}
+
+impl<const N: usize> From<&[u8; N]> for Stdin {
+    fn from(bytes: &[u8; N]) -> Self {
+        Self::Bytes(bytes.into())
+    }
+}
+
+impl From<Vec<u8>> for Stdin {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+impl From<String> for Stdin {
+    fn from(text: String) -> Self {
+        Self::Bytes(text.into())
+    }
+}
+
+/// One execution in a [`Sandbox`], in the idiom of [`std::process::Command`].
+#[derive(Debug, Clone)]
+#[must_use = "a command does nothing until `output` or `spawn`"]
+pub struct Command {
+    sandbox: Sandbox,
+    words: Vec<String>,
+    name: Option<String>,
+    env: Vec<(String, String)>,
+    cwd: Option<PathBuf>,
+    stdin: Stdin,
+    output_limit: Option<u64>,
+    terminal: Option<WindowSize>,
+}
+
+impl Command {
+    pub(crate) fn new(sandbox: Sandbox, words: Vec<String>) -> Self {
+        Self {
+            sandbox,
+            words,
+            name: None,
+            env: Vec::new(),
+            cwd: None,
+            stdin: Stdin::Null,
+            // As much as a caller wants to hold in memory by accident.
+            output_limit: Some(10 << 20),
+            terminal: None,
+        }
+    }
+
+    /// Adds an argument.
+    pub fn arg(mut self, argument: impl Into<String>) -> Self {
+        self.words.push(argument.into());
+        self
+    }
+
+    /// Adds arguments.
+    pub fn args<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+        self.words.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets an environment variable, over the sandbox's and the image's.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets the working directory, an absolute path inside. It is made where it is missing.
+    pub fn current_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.cwd = Some(directory.into());
+        self
+    }
+
+    /// Sets what the program finds on its standard input. Default: nothing.
+    pub fn stdin(mut self, stdin: impl Into<Stdin>) -> Self {
+        self.stdin = stdin.into();
+        self
+    }
+
+    /// Sets how many bytes of each output stream [`output`](Self::output) keeps; `None` keeps everything. Default:
+    /// 10 MiB. What comes after is read, counted and dropped.
+    pub fn output_limit(mut self, bytes: Option<u64>) -> Self {
+        self.output_limit = bytes;
+        self
+    }
+
+    /// The program and its arguments.
+    pub fn words(&self) -> &[String] {
+        &self.words
+    }
+
+    /// Gives the program a pseudo-terminal instead of the three streams; for [`spawn`](Self::spawn).
+    pub fn terminal(mut self, size: WindowSize) -> Self {
+        self.terminal = Some(size);
+        self
+    }
+
+    /// Names the execution. Default: 12 random hexadecimal digits.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// What the runtime is asked for, complete.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] names the field that cannot be carried out.
+    fn request(&self) -> Result<Request> {
+        let policy = &self.sandbox.policy;
+        let config = policy.image.config.config().as_ref();
+        let id = match &self.name {
+            Some(name) => check_name(name)?.to_owned(),
+            None => random_name(),
+        };
+        let hostname = policy.hostname.clone().unwrap_or_else(|| id.clone());
+        let mut env: BTreeMap<String, String> = BTreeMap::new();
+        env.insert("PATH".to_owned(), sbxrt_runtime::DEFAULT_PATH.to_owned());
+        env.insert("HOSTNAME".to_owned(), hostname.clone());
+        if self.terminal.is_some() {
+            env.insert("TERM".to_owned(), "xterm".to_owned());
+        }
+        let of_image = config
+            .and_then(|config| config.env().clone())
+            .unwrap_or_default();
+        env.extend(
+            of_image
+                .iter()
+                .filter_map(|entry| entry.split_once('='))
+                .map(|(name, value)| (name.into(), value.into())),
+        );
+        for (name, value) in policy.env.iter().chain(&self.env) {
+            env.insert(name.clone(), value.clone());
+        }
+        for (name, value) in &env {
+            check_environment(name, value)?;
+        }
+        let of_image = config
+            .and_then(|config| config.working_dir().clone())
+            .filter(|path| !path.is_empty());
+        let cwd = self
+            .cwd
+            .clone()
+            .or_else(|| policy.cwd.clone())
+            .or_else(|| of_image.map(PathBuf::from))
+            .unwrap_or_else(|| "/".into());
+        if !cwd.is_absolute() {
+            return Err(Error::invalid(
+                "working directory",
+                format!("{} is not an absolute path", cwd.display()),
+            ));
+        }
+        let user = policy
+            .user
+            .clone()
+            .or_else(|| config.and_then(|config| config.user().clone()))
+            .unwrap_or_default();
+        Ok(Request {
+            id,
+            root: policy.root(),
+            read_only: policy.read_only,
+            upper: policy.upper.clone(),
+            emulate_root: policy.emulate_root,
+            mounts: policy.mounts.clone(),
+            process: Process {
+                args: self.words.clone(),
+                env: env
+                    .into_iter()
+                    .map(|(name, value)| format!("{name}={value}"))
+                    .collect(),
+                cwd,
+                user,
+                terminal: self.terminal,
+                rlimits: policy.rlimits.clone(),
+            },
+            hostname,
+            network: policy.network,
+            limits: policy.limits.clone(),
+            require: policy.require.clone(),
+        })
+    }
+
+    /// The OCI runtime spec of this execution, without starting it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`spawn`](Self::spawn), as far as the request itself goes.
+    pub fn spec(&self) -> Result<serde_json::Value> {
+        sbxrt_runtime::print_spec(&self.request()?)
+            .map_err(|error| Error::invalid("request", error.to_string()))
+    }
+
+    /// Starts the program and hands over its streams.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the request is invalid or this host cannot run sandboxes. What happens from then on is told by
+    /// [`Child::wait`].
+    pub fn spawn(&self) -> Result<Child> {
+        let request = self.request()?;
+        let (streams, ends) = if self.terminal.is_some() {
+            (None, Ends::default())
+        } else {
+            let (streams, ends) = self.pipes().map_err(Error::io("make a pipe"))?;
+            (Some(streams), ends)
+        };
+        let run = self
+            .sandbox
+            .launcher
+            .get()?
+            .run(&request, streams.as_ref())?;
+        run.set_nonblocking()?;
+        #[expect(
+            deprecated,
+            reason = "its replacement is unsafe; a Run keeps its one descriptor for as long as it lives"
+        )]
+        let run = AsyncFd::new(run).map_err(Error::io("watch the execution"))?;
+        Ok(Child {
+            run,
+            stdin: ends.stdin,
+            stdout: ends.stdout,
+            stderr: ends.stderr,
+            terminal: None,
+            id: request.id,
+            limits: request.limits,
+        })
+    }
+
+    /// Makes the program's streams. It never gets a descriptor of the caller's own: through `/proc/self/fd` it could open
+    /// the file behind it again, for writing too.
+    fn pipes(&self) -> std::io::Result<([OwnedFd; 3], Ends)> {
+        let mut ends = Ends::default();
+        let stdin = match self.stdin {
+            Stdin::Null => OwnedFd::from(std::fs::File::open("/dev/null")?),
+            Stdin::Bytes(_) | Stdin::Piped => {
+                let (reader, writer) = std::io::pipe()?;
+                ends.stdin = Some(Sender::from_owned_fd(writer.into())?);
+                reader.into()
+            }
+        };
+        let (reader, stdout) = std::io::pipe()?;
+        ends.stdout = Some(Receiver::from_owned_fd(reader.into())?);
+        let (reader, stderr) = std::io::pipe()?;
+        ends.stderr = Some(Receiver::from_owned_fd(reader.into())?);
+        Ok(([stdin, stdout.into(), stderr.into()], ends))
+    }
+
+    /// Runs the program to its end and collects its output.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the program could not be run at all. However it ends, that is an [`Output`].
+    pub async fn output(&self) -> Result<Output> {
+        let mut child = self.spawn()?;
+        let stdin = child.stdin.take();
+        let input = match &self.stdin {
+            Stdin::Bytes(bytes) => bytes.as_slice(),
+            Stdin::Null | Stdin::Piped => &[],
+        };
+        let mut stdout = Capture::new(child.stdout.take(), self.output_limit);
+        let mut stderr = Capture::new(child.stderr.take(), self.output_limit);
+        let failed = || Error::io("read the program's output");
+        // Owns the pipe: the program sees the end of its input when all of it is written.
+        let feed = async move {
+            if let Some(mut stdin) = stdin {
+                // A program need not read its input.
+                drop(stdin.write_all(input).await);
+            }
+        };
+        let mut feeding = true;
+        tokio::pin!(feed);
+        let report = loop {
+            tokio::select! {
+                report = child.wait() => break report?,
+                () = &mut feed, if feeding => feeding = false,
+                result = stdout.fill(), if stdout.is_open() => result.map_err(failed())?,
+                result = stderr.fill(), if stderr.is_open() => result.map_err(failed())?,
+            }
+        };
+        stdout.take().map_err(failed())?;
+        stderr.take().map_err(failed())?;
+        Ok(Output::new(
+            report,
+            stdout.finish(),
+            stderr.finish(),
+            self.output_limit,
+        ))
+    }
+}
+
+/// The caller's ends of a program's streams.
+#[derive(Debug, Default)]
+struct Ends {
+    stdin: Option<Sender>,
+    stdout: Option<Receiver>,
+    stderr: Option<Receiver>,
+}
+
+/// A running program. Dropping it ends the program and everything that it started.
+#[derive(Debug)]
+pub struct Child {
+    run: AsyncFd<Run>,
+    /// The writing end of the program's standard input, where it is [`Stdin::Piped`] or [`Stdin::Bytes`].
+    pub stdin: Option<Sender>,
+    /// The reading end of its standard output; none with a terminal.
+    pub stdout: Option<Receiver>,
+    /// The reading end of its standard error; none with a terminal.
+    pub stderr: Option<Receiver>,
+    /// The master side of its terminal, after [`started`](Self::started).
+    pub terminal: Option<OwnedFd>,
+    id: String,
+    limits: Limits,
+}
+
+impl Child {
+    async fn progress(&self) -> Result<Progress> {
+        loop {
+            let mut guard = self
+                .run
+                .readable()
+                .await
+                .map_err(Error::io("watch the execution"))?;
+            match guard.get_inner().next() {
+                Err(sbxrt_runtime::Error::Channel(error))
+                    if error.kind() == std::io::ErrorKind::WouldBlock =>
+                {
+                    guard.clear_ready();
+                }
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// Waits until the program runs, or until it is over without ever having run: then there is its report.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the sandbox could not be set up.
+    pub async fn started(&mut self) -> Result<Option<Report>> {
+        match self.progress().await? {
+            Progress::Started(terminal) => {
+                self.terminal = terminal;
+                Ok(None)
+            }
+            Progress::Finished(report) => Ok(Some(*report)),
+        }
+    }
+
+    /// Waits for the end of the program and of everything that it started. May be cancelled and called again.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the sandbox could not be set up.
+    pub async fn wait(&mut self) -> Result<Report> {
+        loop {
+            if let Some(report) = self.started().await? {
+                return Ok(report);
+            }
+        }
+    }
+
+    /// Sends a signal to the program.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the launcher is gone.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        Ok(self.run.get_ref().signal(signal)?)
+    }
+
+    /// Ends the program and everything that it started; [`wait`](Self::wait) then reports it as cancelled.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the launcher is gone.
+    pub fn cancel(&self) -> Result<()> {
+        Ok(self.run.get_ref().cancel()?)
+    }
+
+    /// The name of the execution: the one that was chosen, else a random one.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The limits that it runs under.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+}
+
+/// How an execution ended, and everything that it said.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Output {
+    /// How it ended.
+    pub termination: Termination,
+    /// Its standard output.
+    pub stdout: Captured,
+    /// Its standard error.
+    pub stderr: Captured,
+    /// What it used.
+    pub usage: Usage,
+    /// How each limit was held.
+    pub enforcement: BTreeMap<LimitName, Mechanism>,
+    /// Limits that were reached, whether or not they ended the program.
+    pub limits_hit: Vec<LimitName>,
+    /// Whether root was emulated ([`SandboxBuilder::emulate_root`](crate::SandboxBuilder::emulate_root)): then a success of
+    /// `chown` and the like means nothing.
+    pub root_emulated: bool,
+    /// How long each phase took.
+    pub timings: Timings,
+}
+
+impl Output {
+    fn new(report: Report, stdout: Captured, stderr: Captured, output_limit: Option<u64>) -> Self {
+        let Report {
+            termination,
+            usage,
+            mut enforcement,
+            mut limits_hit,
+            root_emulated,
+            timings,
+        } = report;
+        if output_limit.is_some() {
+            enforcement.insert(LimitName::Output, Mechanism::Relay);
+        }
+        if stdout.is_truncated() || stderr.is_truncated() {
+            limits_hit.push(LimitName::Output);
+        }
+        Self {
+            termination,
+            stdout,
+            stderr,
+            usage,
+            enforcement,
+            limits_hit,
+            root_emulated,
+            timings,
+        }
+    }
+}
+
+/// Checks a name that the caller chose: Docker's rule, and short enough for a host name and a cgroup.
+fn check_name(name: &str) -> Result<&str> {
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    let begins_well = name
+        .bytes()
+        .next()
+        .is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if begins_well && name.len() <= 64 && name.bytes().all(valid) {
+        return Ok(name);
+    }
+    Err(Error::invalid(
+        "name",
+        "must be 1 to 64 letters, digits, '_', '.' and '-', and begin with a letter or digit",
+    ))
+}
+
+fn random_name() -> String {
+    // The standard library's hash keys are random; nothing depends on this being unpredictable.
+    let random = std::collections::hash_map::RandomState::new()
+        .build_hasher()
+        .finish();
+    format!("{:012x}", random & 0xffff_ffff_ffff)
+}
