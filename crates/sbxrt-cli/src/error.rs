@@ -1,0 +1,131 @@
+//! What can go wrong on the command line's side.
+
+use std::io;
+use std::path::PathBuf;
+
+/// The result of a command.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a command could not do its work. What `diagnostics` makes of it is shown to people.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] sbxrt::Error),
+    /// Neither a flag nor the environment says where images are kept.
+    #[error("there is no place for images: HOME is not set and the user has no home directory")]
+    NoStore,
+    /// A file of the user's or the site's settings cannot be used.
+    #[error("failed to use {}", path.display())]
+    Settings {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The file with logins is not what it should be, and is left alone.
+    #[error("{} holds no logins: {reason}", path.display())]
+    AuthFile { path: PathBuf, reason: String },
+    /// This names no registry.
+    #[error("{name:?} is not a registry")]
+    NotARegistry { name: String },
+    /// A password comes without a name.
+    #[error("there is no user name")]
+    NoUsername,
+    /// There is nobody who could be asked, or nothing was said.
+    #[error("there is no password")]
+    NoPassword,
+    /// Nothing is kept for the registry, except perhaps by docker.
+    #[error("not logged in to {registry}")]
+    NotLoggedIn {
+        registry: String,
+        elsewhere: Option<PathBuf>,
+    },
+    /// The source of a volume is not there or may not be looked at.
+    #[error("cannot use {} as a volume", path.display())]
+    Volume {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// Two mounts have one destination.
+    #[error("two mounts on {}", destination.display())]
+    MountedTwice { destination: PathBuf },
+    /// An environment file cannot be read.
+    #[error("failed to read the environment file {}", path.display())]
+    EnvironmentFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// An environment file holds something else than variables.
+    #[error("{}:{line}: {reason}", path.display())]
+    EnvironmentLine {
+        path: PathBuf,
+        line: usize,
+        reason: String,
+    },
+    /// A variable that is to be passed on is not UTF-8.
+    #[error("the environment variable {name} is not UTF-8")]
+    VariableNotText { name: String },
+    /// The entry point was taken away and nothing was put in its place.
+    #[error("there is no command: the entry point is empty and nothing follows the image")]
+    NoCommand,
+    /// `-it` without a terminal, in Docker's words, which scripts and people know.
+    #[error("the input device is not a TTY")]
+    NotATerminal,
+    /// The terminal cannot be switched to raw mode or back.
+    #[error("failed to set the terminal up")]
+    Terminal(#[source] io::Error),
+    /// The operating system refused something that every run needs.
+    #[error("failed to {step}")]
+    System {
+        step: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// The output could not be handed on.
+    #[error("failed to write to {stream}")]
+    Output {
+        stream: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// An image of the store that no registry's name tells where to go.
+    #[error(
+        "{image} is not the name of an image in a registry, so it does not say where to push to"
+    )]
+    NoDestination { image: String },
+    /// The context of a build is no directory.
+    #[error("cannot build in {}: it is {reason}", context.display())]
+    Context {
+        context: PathBuf,
+        reason: &'static str,
+    },
+    /// A build for another machine.
+    #[error("this machine is {host} and cannot build for {platform}")]
+    ForeignPlatform { platform: String, host: String },
+    /// What an image is to be called is no name of an image in a registry.
+    #[error("an image cannot be called {name:?}")]
+    NoTag { name: String },
+    /// `SOURCE_DATE_EPOCH` is no number.
+    #[error("SOURCE_DATE_EPOCH is {text:?} and no number of seconds")]
+    SourceDateEpoch { text: String },
+    /// `sbxrt commit host:`
+    #[error("host: is this machine itself and no image to begin with")]
+    CommitHost,
+    /// A signal ended the command before the program was started.
+    #[error("interrupted by {}", crate::status::signal_name(*signal))]
+    Interrupted { signal: i32 },
+}
+
+impl From<sbxrt::image::Error> for Error {
+    fn from(error: sbxrt::image::Error) -> Self {
+        Self::Engine(error.into())
+    }
+}
+
+impl From<sbxrt::image::InvalidSource> for Error {
+    fn from(error: sbxrt::image::InvalidSource) -> Self {
+        Self::Engine(error.into())
+    }
+}

@@ -1,0 +1,88 @@
+//! The only way to standard output and standard error: data to the one, talk to the other.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use serde::Serialize;
+
+use crate::diagnostics::{Diagnostic, Style, harmless};
+use crate::error::{Error, Result};
+
+/// Writes what sbxrt itself has to say.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Printer {
+    quiet: bool,
+}
+
+impl Printer {
+    /// A printer that, where it is `quiet`, keeps notes to itself.
+    pub(crate) fn new(quiet: bool) -> Self {
+        Self { quiet }
+    }
+
+    /// Whether notes and progress are not wanted.
+    pub(crate) fn is_quiet(self) -> bool {
+        self.quiet
+    }
+
+    /// Prints data. That the reader has gone is no error: it has read what it wanted.
+    #[expect(clippy::unused_self, reason = "whoever prints holds a printer")]
+    pub(crate) fn data(self, text: &str) -> Result<()> {
+        let mut stdout = io::stdout().lock();
+        match stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| stdout.flush())
+        {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Output {
+                stream: "standard output",
+                source: error,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Prints data as a JSON document.
+    pub(crate) fn document(self, document: &impl Serialize) -> Result<()> {
+        let mut text = serde_json::to_string_pretty(document).map_err(|error| Error::Output {
+            stream: "a JSON document",
+            source: error.into(),
+        })?;
+        text.push('\n');
+        self.data(&text)
+    }
+
+    /// Tells something that is good to know.
+    pub(crate) fn note(self, text: &str) {
+        if !self.quiet {
+            talk(&format!("{}\n", harmless(text)));
+        }
+    }
+
+    /// Passes on what a program said that is not the command's own result.
+    #[expect(clippy::unused_self, reason = "whoever prints holds a printer")]
+    pub(crate) fn program(self, bytes: &[u8]) {
+        // There is nobody left to tell that nobody listens.
+        drop(io::stderr().lock().write_all(bytes));
+    }
+
+    /// Tells of a failure.
+    #[expect(clippy::unused_self, reason = "whoever prints holds a printer")]
+    pub(crate) fn error(self, diagnostic: &Diagnostic) {
+        talk(&diagnostic.render(if is_colored() {
+            Style::COLORED
+        } else {
+            Style::PLAIN
+        }));
+    }
+}
+
+fn talk(text: &str) {
+    // There is nobody left to tell that nobody listens.
+    drop(io::stderr().lock().write_all(text.as_bytes()));
+}
+
+/// Whether standard error takes colour: <https://no-color.org>.
+pub(crate) fn is_colored() -> bool {
+    let says_no = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
+    !says_no && !is_dumb && io::stderr().is_terminal()
+}
