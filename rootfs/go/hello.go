@@ -1,0 +1,9 @@
+package main
+
+import "fmt"
+
+func main() {
+	words := make(chan string)
+	go func() { words <- "hello from go" }()
+	fmt.Println(<-words)
+}
