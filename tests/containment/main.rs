@@ -1,0 +1,30 @@
+//! Containment: one file for each attack, named in its first line. What is expected is always the same: the program
+//! is refused or sees nothing, the run ends as it would anyway, and no trace is left on the host.
+//!
+//! A test may meet a sandbox that does not hold, run by root. So no attack does what it shows to be possible: files are
+//! opened and not written, system calls get arguments that cannot succeed, signals are number 0, and bombs are bounded.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod abstract_sockets;
+mod device_nodes;
+mod fork_bomb;
+mod host_memory;
+mod host_signals;
+mod kernel_interfaces;
+mod leaked_descriptors;
+mod nested_namespaces;
+mod network;
+mod other_users;
+mod overwritten_runtime;
+mod proc_writes;
+mod setuid_files;
+mod symlinked_mounts;
+
+use sbxrt_tests::{Output, Sbxrt};
+
+/// Runs a Python program; what it writes to standard output is the evidence.
+fn python(sbxrt: &Sbxrt, rootfs: &str, options: &[&str], program: &str) -> Output {
+    let command = [rootfs, "python3", "-I", "-c", program];
+    sbxrt.run([options, &command].concat()).output()
+}

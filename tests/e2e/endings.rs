@@ -1,0 +1,168 @@
+//! How a run ends, and the exit status that says so.
+
+use std::time::Duration;
+
+use sbxrt_tests::{Fixtures, Host, eventually, for_each_identity};
+
+#[test]
+fn the_exit_status_says_how_it_ended() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    let image = fixtures.busybox_rootfs();
+    let table: &[(&[&str], i32)] = &[
+        (&["true"], 0),
+        (&["sh", "-c", "exit 7"], 7),
+        (&["sh", "-c", "exit 255"], 255),
+        (&["sh", "-c", "kill -9 $$"], 137),
+        (&["sh", "-c", "kill -TERM $$"], 143),
+        (&["sh", "-c", "sh -c 'kill -9 $$'; exit 3"], 3),
+        (&["no-such-program"], 127),
+        (&["/no/such/program"], 127),
+        (&["/usr/bin/not-executable"], 126),
+        (&["/etc"], 126),
+    ];
+    for_each_identity(|sbxrt| {
+        for (command, expected) in table {
+            let output = sbxrt.run([&[image.as_str()], *command].concat()).output();
+            assert_eq!(output.code(), *expected, "{command:?}: {output}");
+        }
+    });
+}
+
+#[test]
+fn the_report_says_how_it_ended() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    let image = fixtures.busybox_rootfs();
+    let table: &[(&[&str], Ending)] = &[
+        (&["true"], ("exited", Some(0), None, 0)),
+        (&["sh", "-c", "exit 7"], ("exited", Some(7), None, 7)),
+        (
+            &["sh", "-c", "kill -9 $$"],
+            ("signaled", None, Some("SIGKILL"), 137),
+        ),
+        (&["no-such-program"], ("start_failed", None, None, 127)),
+        (
+            &["/usr/bin/not-executable"],
+            ("start_failed", None, None, 126),
+        ),
+    ];
+    for_each_identity(|sbxrt| {
+        for (command, expected) in table {
+            let report = sbxrt.report([&[image.as_str()], *command].concat());
+            let exit_code = report.exit_code().unwrap();
+            assert_eq!(
+                (report.kind(), report.code(), report.signal(), exit_code),
+                *expected,
+                "{command:?}: {report}"
+            );
+        }
+    });
+}
+
+/// Kind, exit status and signal of the program, exit status of sbxrt.
+type Ending = (&'static str, Option<i64>, Option<&'static str>, i64);
+
+#[test]
+fn a_time_limit_ends_it_on_time_with_all_its_children() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    let image = fixtures.busybox_rootfs();
+    for_each_identity(|sbxrt| {
+        let host = Host::snapshot(sbxrt);
+        let output = sbxrt
+            .run(["--timeout", "1s", &image, "sleep", "100"])
+            .output();
+        assert_eq!(output.code(), 124, "{output}");
+        assert!(output.elapsed >= Duration::from_secs(1), "{output}");
+        assert!(output.elapsed < Duration::from_millis(1200), "{output}");
+        host.assert_nothing_is_left();
+
+        let stubborn = "trap '' TERM INT HUP; (trap '' TERM; sleep 100) & (sleep 100 &) ; while :; do sleep 100; done";
+        let output = sbxrt
+            .run(["--timeout", "1s", "--json", &image, "sh", "-c", stubborn])
+            .output();
+        assert_eq!(output.code(), 124, "{output}");
+        assert_eq!(output.report().kind(), "timeout", "{output}");
+        assert!(output.elapsed < Duration::from_millis(1200), "{output}");
+        host.assert_nothing_is_left();
+    });
+}
+
+#[test]
+fn signals_are_passed_on_to_the_program() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    let image = fixtures.busybox_rootfs();
+    for_each_identity(|sbxrt| {
+        let directory = sbxrt.scratch("volume");
+        let volume = format!("{}:/out", directory.display());
+        let script = "trap 'exit 42' TERM; echo >/out/ready; while :; do sleep 0.05; done";
+        let mut child = sbxrt
+            .run(["-v", &volume, &image, "sh", "-c", script])
+            .spawn();
+        let mut ended_early = false;
+        let ready = eventually(Duration::from_secs(10), || {
+            ended_early = child.try_wait().unwrap().is_some();
+            ended_early || directory.join("ready").exists()
+        });
+        assert!(ready && !ended_early, "the program did not start");
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let ended = eventually(Duration::from_secs(5), || {
+            child.try_wait().unwrap().is_some()
+        });
+        if !ended {
+            child.kill().unwrap();
+        }
+        let status = child.wait().unwrap();
+        assert!(ended, "the signal did not reach the program");
+        assert_eq!(status.code(), Some(42));
+    });
+}
+
+#[test]
+fn stdin_passes_byte_for_byte() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    let bytes: Vec<u8> = (0..=255).cycle().take(300_000).collect();
+    for_each_identity(|sbxrt| {
+        let output = sbxrt
+            .run(["-i", &fixtures.busybox_rootfs(), "cat"])
+            .stdin(bytes.clone())
+            .output();
+        assert_eq!(output.code(), 0, "{output}");
+        assert!(
+            output.stdout == bytes,
+            "{} bytes came back",
+            output.stdout.len()
+        );
+    });
+}
+
+#[test]
+fn ten_runs_at_once_do_not_disturb_each_other() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    let image = fixtures.busybox_rootfs();
+    for_each_identity(|sbxrt| {
+        std::thread::scope(|scope| {
+            let runs: Vec<_> = (0..10)
+                .map(|number| {
+                    let run = sbxrt.run([&image, "sh", "-c", &format!("sleep 0.2; exit {number}")]);
+                    scope.spawn(move || run.output())
+                })
+                .collect();
+            for (number, run) in (0..).zip(runs) {
+                let output = run.join().unwrap();
+                assert_eq!(output.code(), number, "{output}");
+            }
+        });
+    });
+}

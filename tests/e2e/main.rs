@@ -1,0 +1,18 @@
+//! End to end, through the binary, on the real kernel: what `sbxrt` promises to whoever types it.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod bad_input;
+mod build;
+mod endings;
+mod fidelity;
+mod host;
+mod images;
+mod inside;
+mod limits;
+mod login;
+mod output;
+mod readme;
+mod store;
+mod sudden_death;
+mod transfer;

@@ -1,0 +1,126 @@
+//! What a test needs of the host, and what happens where it is missing.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Stdio;
+
+use crate::Identity;
+
+/// Something that not every host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// `root`: the tests run as root, who can become the other users.
+    Root,
+    /// `userns`: an ordinary user may make user namespaces.
+    UserNamespaces,
+    /// `overlay`: an ordinary user may mount overlayfs in a user namespace.
+    Overlay,
+    /// `cgroup`: cgroup v2 alone, and the caller's own cgroup is delegated to it.
+    DelegatedCgroup,
+    /// `fixtures`: the images of `scripts/fixtures`.
+    Fixtures,
+    /// `languages`: the images of `rootfs/build`.
+    Languages,
+    /// `registry`: a registry that serves them.
+    Registry,
+}
+
+impl Need {
+    /// The word for it in `SBXRT_TEST_REQUIRE`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::UserNamespaces => "userns",
+            Self::Overlay => "overlay",
+            Self::DelegatedCgroup => "cgroup",
+            Self::Fixtures => "fixtures",
+            Self::Languages => "languages",
+            Self::Registry => "registry",
+        }
+    }
+
+    fn why_missing(self) -> Option<String> {
+        match self {
+            Self::Root => (!nix::unistd::geteuid().is_root())
+                .then(|| "the tests do not run as root".to_owned()),
+            Self::UserNamespaces => failure(&["unshare", "--user", "--map-root-user", "true"]),
+            Self::Overlay => failure(&[
+                "unshare",
+                "--user",
+                "--map-root-user",
+                "--mount",
+                "sh",
+                "-c",
+                "mount -t tmpfs t /mnt && mkdir /mnt/l /mnt/u /mnt/w /mnt/m \
+                 && mount -t overlay o -o userxattr,lowerdir=/mnt/l,upperdir=/mnt/u,workdir=/mnt/w /mnt/m",
+            ]),
+            Self::DelegatedCgroup => delegation_missing(),
+            Self::Fixtures => unset("SBXRT_TEST_FIXTURES"),
+            Self::Languages => unset("SBXRT_TEST_LANGUAGES"),
+            Self::Registry => unset("SBXRT_TEST_REGISTRY"),
+        }
+    }
+}
+
+/// Says whether the host has something; where it has not, the test should return.
+///
+/// # Panics
+///
+/// Where it is missing but listed in `SBXRT_TEST_REQUIRE`.
+#[must_use = "a test returns where something is missing"]
+pub fn require(need: Need) -> bool {
+    let Some(reason) = need.why_missing() else {
+        return true;
+    };
+    skip(need.name(), &reason);
+    false
+}
+
+/// Reports that part of a test does not run here.
+pub(crate) fn skip(name: &str, reason: &str) {
+    let required = std::env::var("SBXRT_TEST_REQUIRE").unwrap_or_default();
+    assert!(
+        !required.split(',').any(|word| word.trim() == name),
+        "{name} is in SBXRT_TEST_REQUIRE but missing: {reason}"
+    );
+    eprintln!("skipped: needs {name}: {reason}");
+    if let Some(path) = std::env::var_os("SBXRT_TEST_SKIPS") {
+        let test = std::thread::current().name().unwrap_or("?").to_owned();
+        let mut file = fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .unwrap();
+        file.write_all(format!("{test}: needs {name}: {reason}\n").as_bytes())
+            .unwrap();
+    }
+}
+
+fn unset(variable: &str) -> Option<String> {
+    std::env::var_os(variable)
+        .is_none()
+        .then(|| format!("{variable} is not set"))
+}
+
+/// Runs a command as an ordinary user, or as the caller where there is none.
+fn failure(arguments: &[&str]) -> Option<String> {
+    let mut command = Identity::ordinary().command(arguments);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).trim().to_owned())
+}
+
+fn delegation_missing() -> Option<String> {
+    if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        return Some("/sys/fs/cgroup is not cgroup v2 alone".to_owned());
+    }
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let path = format!(
+        "/sys/fs/cgroup{}/cgroup.procs",
+        own.trim().strip_prefix("0::")?
+    );
+    match fs::OpenOptions::new().write(true).open(&path) {
+        Ok(_) => None,
+        Err(error) => Some(format!("{path}: {error}")),
+    }
+}

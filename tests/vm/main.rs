@@ -1,0 +1,221 @@
+//! On pure cgroup v2, in the machine of `scripts/cgroup2-vm`. The caller runs the tests below `with_delegation` or
+//! those below `without_delegation`, as the machine was started.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
+
+use sbxrt_tests::{Fixtures, Need, Sbxrt, for_each_identity, require};
+
+/// The machine has no hardware of its own, and is slower than the host.
+const SLOW: Duration = Duration::from_secs(60);
+
+fn allocation(sbxrt: &Sbxrt, fixtures: &Fixtures, options: &[&str]) -> sbxrt_tests::Output {
+    let image = fixtures.python_rootfs();
+    let program = "kept = b'x' * (256 << 20); import time; time.sleep(1); print('not held')";
+    let options = [
+        options,
+        &[
+            "--json",
+            "--timeout",
+            "30s",
+            "-m",
+            "64m",
+            &image,
+            "python3",
+            "-I",
+            "-S",
+            "-c",
+            program,
+        ],
+    ];
+    sbxrt.run(options.concat()).deadline(SLOW).output()
+}
+
+fn fork_bomb(sbxrt: &Sbxrt, fixtures: &Fixtures) -> sbxrt_tests::Report {
+    let image = fixtures.busybox_rootfs();
+    // Each of them stays: where the limit is not counted by the kernel, a full container is its only sign.
+    let script = "while :; do sleep 60 & done";
+    let run = sbxrt.run([
+        "--json",
+        "--timeout",
+        "30s",
+        "--pids-limit",
+        "20",
+        &image,
+        "sh",
+        "-c",
+        script,
+    ]);
+    run.deadline(SLOW).output().report()
+}
+
+fn two_busy_loops(sbxrt: &Sbxrt, fixtures: &Fixtures) -> sbxrt_tests::Report {
+    let image = fixtures.busybox_rootfs();
+    let script = "(while :; do :; done) & while :; do :; done";
+    let run = sbxrt.run([
+        "--json",
+        "--timeout",
+        "4s",
+        "--cpus",
+        "0.5",
+        &image,
+        "sh",
+        "-c",
+        script,
+    ]);
+    run.deadline(SLOW).output().report()
+}
+
+mod with_delegation {
+    use super::*;
+
+    /// As CVE-2024-21626: a working directory that leads somewhere else when it is entered a second time, through a
+    /// descriptor of the cgroup, from which `..` goes up to the host's root.
+    #[test]
+    fn no_working_directory_leads_out_through_a_descriptor() {
+        let (true, Some(fixtures)) = (require(Need::DelegatedCgroup), Fixtures::find()) else {
+            return;
+        };
+        let busybox = fixtures.busybox_rootfs();
+        let busybox = Path::new(busybox.strip_prefix("dir:").unwrap());
+        for_each_identity(|sbxrt| {
+            let image = sbxrt.scratch("hostile");
+            fs::create_dir_all(image.join("bin")).unwrap();
+            fs::create_dir_all(image.join("d")).unwrap();
+            fs::copy(busybox.join("bin/busybox"), image.join("bin/busybox")).unwrap();
+            for descriptor in 3..16 {
+                let link = image.join("d/d");
+                // There is none at first.
+                drop(fs::remove_file(&link));
+                symlink(format!("/proc/self/fd/{descriptor}"), link).unwrap();
+                let up = "../".repeat(12);
+                let script = format!("test -e {up}usr/lib/uml && echo escaped; true");
+                for directory in ["/proc/self/cwd/d", "/d/d"] {
+                    let image = format!("dir:{}", image.display());
+                    let words = ["-w", directory, &image, "/bin/busybox", "sh", "-c", &script];
+                    let output = sbxrt.run(words).deadline(SLOW).output();
+                    assert!(!output.text().contains("escaped"), "{descriptor}: {output}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn an_allocation_beyond_the_limit_ends_as_oom() {
+        let (true, Some(fixtures)) = (require(Need::DelegatedCgroup), Fixtures::find()) else {
+            return;
+        };
+        for_each_identity(|sbxrt| {
+            let report = allocation(sbxrt, &fixtures, &["--require", "memory=cgroup"]).report();
+            assert_eq!(
+                (report.kind(), report.enforcement("memory")),
+                ("oom", "cgroup2"),
+                "{report}"
+            );
+            assert!(report.memory_peak() <= 64 << 20, "{report}");
+        });
+    }
+
+    #[test]
+    fn a_fork_bomb_ends_as_pids() {
+        let (true, Some(fixtures)) = (require(Need::DelegatedCgroup), Fixtures::find()) else {
+            return;
+        };
+        for_each_identity(|sbxrt| {
+            let report = fork_bomb(sbxrt, &fixtures);
+            assert_eq!(
+                (report.kind(), report.enforcement("pids")),
+                ("pids", "cgroup2"),
+                "{report}"
+            );
+        });
+    }
+
+    #[test]
+    fn two_busy_loops_under_half_a_cpu_use_half_a_cpu() {
+        let (true, Some(fixtures)) = (require(Need::DelegatedCgroup), Fixtures::find()) else {
+            return;
+        };
+        for_each_identity(|sbxrt| {
+            let report = two_busy_loops(sbxrt, &fixtures);
+            assert_eq!(
+                (report.kind(), report.enforcement("cpus")),
+                ("timeout", "cgroup2"),
+                "{report}"
+            );
+            let used = report.cpu_time().as_secs_f64() / report.wall_time().as_secs_f64();
+            assert!((0.4..=0.6).contains(&used), "{used} CPUs: {report}");
+        });
+    }
+}
+
+mod without_delegation {
+    use super::*;
+
+    #[test]
+    fn a_memory_limit_is_held_by_the_mechanism_that_the_report_names() {
+        let Some(fixtures) = Fixtures::find() else {
+            return;
+        };
+        for_each_identity(|sbxrt| {
+            let report = allocation(sbxrt, &fixtures, &[]).report();
+            assert!(
+                !String::from_utf8_lossy(&report.bytes("stdout")).contains("not held"),
+                "{report}"
+            );
+            assert!(
+                ["rlimit", "watchdog"].contains(&report.enforcement("memory")),
+                "{report}"
+            );
+        });
+    }
+
+    #[test]
+    fn a_required_cgroup_is_refused_by_name() {
+        let Some(fixtures) = Fixtures::find() else {
+            return;
+        };
+        for_each_identity(|sbxrt| {
+            let output = allocation(sbxrt, &fixtures, &["--require", "memory=cgroup"]);
+            assert_eq!(output.code(), 125, "{output}");
+            let said = output.to_string();
+            assert!(
+                said.contains("memory") && said.contains("cgroup"),
+                "{output}"
+            );
+        });
+    }
+
+    #[test]
+    fn a_fork_bomb_ends_as_pids() {
+        let Some(fixtures) = Fixtures::find() else {
+            return;
+        };
+        for_each_identity(|sbxrt| {
+            let report = fork_bomb(sbxrt, &fixtures);
+            assert_eq!(report.kind(), "pids", "{report}");
+            assert!(
+                ["rlimit", "watchdog"].contains(&report.enforcement("pids")),
+                "{report}"
+            );
+        });
+    }
+
+    #[test]
+    fn a_share_of_the_cpu_is_named_as_what_it_is() {
+        let Some(fixtures) = Fixtures::find() else {
+            return;
+        };
+        for_each_identity(|sbxrt| {
+            let report = two_busy_loops(sbxrt, &fixtures);
+            assert_eq!(report.kind(), "timeout", "{report}");
+            let used = report.cpu_time().as_secs_f64() / report.wall_time().as_secs_f64();
+            match report.enforcement("cpus") {
+                "watchdog" | "affinity" => assert!(used < 1.1, "{used} CPUs: {report}"),
+                mechanism => assert_eq!(mechanism, "none", "{report}"),
+            }
+        });
+    }
+}
