@@ -115,6 +115,8 @@ fn symbol(status: Status) -> char {
 fn meaning(mechanism: Mechanism) -> &'static str {
     match mechanism {
         Mechanism::Cgroup2 => "the kernel, for all processes together",
+        Mechanism::Systemd => "the kernel, in a scope that systemd has delegated",
+        Mechanism::Cgroup1 => "the kernel, for all processes together, by cgroup v1",
         Mechanism::Rlimit => "the kernel, in the sandbox's own user namespace",
         Mechanism::Affinity => {
             "so many processors to run on; of a fraction, the watchdog takes care"

@@ -150,6 +150,12 @@ enum Kind<'a> {
     Timeout,
     Oom,
     Pids,
+    Output,
+    Disk,
+    Seccomp {
+        syscall: &'a str,
+        architecture: &'a str,
+    },
     Cancelled,
     StartFailed {
         errno: i32,
@@ -170,6 +176,15 @@ impl<'a> Ending<'a> {
             Termination::Timeout => Kind::Timeout,
             Termination::Oom => Kind::Oom,
             Termination::Pids => Kind::Pids,
+            Termination::Output => Kind::Output,
+            Termination::Disk => Kind::Disk,
+            Termination::Seccomp {
+                syscall,
+                architecture,
+            } => Kind::Seccomp {
+                syscall,
+                architecture,
+            },
             Termination::Cancelled => Kind::Cancelled,
             Termination::StartFailed { errno, reason } => Kind::StartFailed {
                 errno: *errno,
@@ -239,10 +254,13 @@ struct Usage {
 #[derive(Debug, Serialize)]
 struct AllLimits {
     memory: Option<Held<u64>>,
+    swap: Option<Held<u64>>,
     cpus: Option<Held<f64>>,
     pids: Option<Held<u32>>,
+    nofile: Option<Held<u64>>,
     wall_time_ms: Option<Held<Milliseconds>>,
     scratch: Option<Held<u64>>,
+    shm: Option<Held<u64>>,
     output: Option<Held<u64>>,
 }
 
@@ -267,10 +285,13 @@ impl AllLimits {
         let by = |limit| enforcement.get(&limit);
         Self {
             memory: held(limits.memory, by(LimitName::Memory)),
+            swap: held(limits.swap, by(LimitName::Swap)),
             cpus: held(limits.cpus, by(LimitName::Cpus)),
             pids: held(limits.pids, by(LimitName::Pids)),
+            nofile: held(limits.nofile, by(LimitName::Nofile)),
             wall_time_ms: held(limits.wall_time.map(Milliseconds), by(LimitName::WallTime)),
             scratch: held(limits.scratch_bytes, by(LimitName::Scratch)),
+            shm: held(limits.shm_bytes, by(LimitName::Shm)),
             // Held by this process, whatever the engine does.
             output: held(output, Some(&Mechanism::Relay)),
         }
@@ -331,6 +352,7 @@ mod tests {
     fn report(termination: Termination) -> Report {
         Report {
             termination,
+            evidence: sbxrt::Evidence::default(),
             usage: sbxrt::Usage {
                 wall_time: Duration::from_micros(12_345),
                 user_time: Duration::from_millis(7),
@@ -345,6 +367,8 @@ mod tests {
                 (LimitName::Pids, Mechanism::Rlimit),
                 (LimitName::WallTime, Mechanism::Timer),
                 (LimitName::Scratch, Mechanism::Tmpfs),
+                (LimitName::Nofile, Mechanism::Rlimit),
+                (LimitName::Shm, Mechanism::Tmpfs),
             ]
             .into(),
             limits_hit: Vec::new(),
@@ -421,10 +445,13 @@ mod tests {
     fn every_document_is_valid() {
         let unlimited = Limits {
             memory: None,
+            swap: None,
             cpus: None,
             pids: None,
+            nofile: None,
             wall_time: None,
             scratch_bytes: None,
+            shm_bytes: None,
         };
         for termination in terminations() {
             for limits in [&Limits::default(), &unlimited] {

@@ -192,6 +192,7 @@ fn limits(arguments: &RunArguments) -> (Limits, Option<u64>) {
             .timeout
             .map_or(json.then_some(JSON_TIMEOUT), Bound::into_option),
         scratch_bytes: arguments.scratch_size.into_option(),
+        ..Limits::default()
     };
     let output = arguments
         .output_limit

@@ -19,8 +19,11 @@ pub(crate) fn exit_code(termination: &Termination) -> u8 {
         Termination::Exited { code } => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
         Termination::Signaled { signal } => of_signal(*signal),
         Termination::Timeout => TIMEOUT,
-        // Both are held by killing, where they are not held by refusing.
-        Termination::Oom | Termination::Pids => of_signal(libc::SIGKILL),
+        // They are held by killing, where they are not held by refusing.
+        Termination::Oom | Termination::Pids | Termination::Output | Termination::Disk => {
+            of_signal(libc::SIGKILL)
+        }
+        Termination::Seccomp { .. } => of_signal(libc::SIGSYS),
         Termination::Cancelled => of_signal(libc::SIGINT),
         Termination::StartFailed {
             errno: libc::ENOENT | libc::ENOTDIR,
@@ -65,6 +68,11 @@ pub(crate) fn message(termination: &Termination, limits: &Limits) -> String {
             Some(limit) => format!("failed at the limit of {limit} processes"),
             None => "failed for lack of processes".to_owned(),
         },
+        Termination::Output => "ended for writing more than the limit on output".to_owned(),
+        Termination::Disk => "failed while its scratch space was full".to_owned(),
+        Termination::Seccomp { syscall, .. } => {
+            format!("ended for the forbidden system call {syscall}")
+        }
         Termination::Cancelled => "cancelled".to_owned(),
         Termination::StartFailed { reason, .. } => format!("not started: {reason}"),
         other => format!("{other:?}"),

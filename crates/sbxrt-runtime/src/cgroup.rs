@@ -7,6 +7,7 @@
 //! into a leaf named [`CALLER_LEAF`] beside which the executions' leaves are made. It stays until its processes end:
 //! moving them again would cost a grace period of the kernel (11-16 ms) on every run.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -244,7 +245,7 @@ fn version_1_controllers(membership: &str) -> Vec<&'static str> {
 /// The controller that holds a limit.
 fn controller_of(limit: LimitName) -> Option<&'static str> {
     match limit {
-        LimitName::Memory => Some("memory"),
+        LimitName::Memory | LimitName::Swap => Some("memory"),
         LimitName::Cpus => Some("cpu"),
         LimitName::Pids => Some("pids"),
         _ => None,
@@ -326,12 +327,14 @@ impl Leaves {
         };
         if let (true, Some(bytes)) = (self.holds(LimitName::Memory), limits.memory) {
             leaf.write("memory.max", &bytes.to_string())?;
-            match leaf.write("memory.swap.max", "0") {
+            leaf.write("memory.oom.group", "1")?;
+        }
+        if let (true, Some(bytes)) = (self.holds(LimitName::Swap), limits.swap) {
+            match leaf.write("memory.swap.max", &bytes.to_string()) {
                 // A kernel without swap accounting has no swap to give either.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 other => other?,
             }
-            leaf.write("memory.oom.group", "1")?;
         }
         if let (true, Some(pids)) = (self.holds(LimitName::Pids), limits.pids) {
             leaf.write("pids.max", &pids.to_string())?;
@@ -365,8 +368,10 @@ pub(crate) struct Counters {
     pub(crate) memory_peak: Option<u64>,
     /// Processes killed because the memory limit was reached.
     pub(crate) memory_kills: u64,
+    /// Every line of `memory.events`.
+    pub(crate) memory_events: BTreeMap<String, u64>,
     /// Forks and threads refused.
-    pub(crate) pids_refused: u64,
+    pub(crate) pids_refused: Option<u64>,
     /// The most processes and threads (`pids.peak`, Linux 6.1).
     pub(crate) pids_peak: Option<u64>,
     /// Microseconds of CPU time in user mode.
@@ -384,11 +389,12 @@ impl Leaf {
     /// Reads the counters.
     pub(crate) fn counters(&self) -> Counters {
         let read = |file| read_at(self.directory.as_fd(), file).unwrap_or_default();
-        let memory_events = read("memory.events");
+        let memory_events = fields(&read("memory.events"));
         let cpu = read("cpu.stat");
         Counters {
             memory_peak: read("memory.peak").trim().parse().ok(),
-            memory_kills: field(&memory_events, "oom_kill").unwrap_or(0),
+            memory_kills: memory_events.get("oom_kill").copied().unwrap_or(0),
+            memory_events,
             pids_refused: self.pids_refused(),
             pids_peak: read("pids.peak").trim().parse().ok(),
             user_micros: field(&cpu, "user_usec"),
@@ -397,11 +403,9 @@ impl Leaf {
     }
 
     /// How often a fork or thread has been refused so far.
-    pub(crate) fn pids_refused(&self) -> u64 {
-        read_at(self.directory.as_fd(), "pids.events")
-            .ok()
-            .and_then(|text| field(&text, "max"))
-            .unwrap_or(0)
+    pub(crate) fn pids_refused(&self) -> Option<u64> {
+        let events = read_at(self.directory.as_fd(), "pids.events").ok()?;
+        field(&events, "max")
     }
 
     fn write(&self, file: &str, value: &str) -> io::Result<()> {
@@ -457,8 +461,10 @@ pub(crate) fn mechanism_without_cgroup(
             Mechanism::Affinity
         }
         LimitName::Memory | LimitName::Pids | LimitName::Cpus => Mechanism::Watchdog,
-        LimitName::Scratch => Mechanism::Tmpfs,
+        LimitName::Nofile => Mechanism::Rlimit,
+        LimitName::Scratch | LimitName::Shm => Mechanism::Tmpfs,
         LimitName::WallTime => Mechanism::Timer,
+        LimitName::Swap => Mechanism::None,
         LimitName::Output => Mechanism::Relay,
     }
 }
@@ -475,13 +481,17 @@ fn read_at(directory: BorrowedFd<'_>, file: &str) -> io::Result<String> {
 
 /// The number after `key` in a file of `key value` lines.
 fn field(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| {
-        line.strip_prefix(key)?
-            .strip_prefix(' ')?
-            .trim()
-            .parse()
-            .ok()
-    })
+    fields(text).remove(key)
+}
+
+/// A file of `key value` lines.
+fn fields(text: &str) -> BTreeMap<String, u64> {
+    text.lines()
+        .filter_map(|line| {
+            let (key, value) = line.split_once(' ')?;
+            Some((key.to_owned(), value.trim().parse().ok()?))
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -505,6 +515,7 @@ mod tests {
             Some(2)
         );
         assert_eq!(field("usage_usec 5\n", "user_usec"), None);
+        assert_eq!(field("max 3\n", "ma"), None);
         assert!(has_word("cpu memory\n", "memory"));
         assert!(!has_word("cpuset\n", "cpu"));
     }

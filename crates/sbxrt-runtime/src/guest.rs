@@ -481,18 +481,18 @@ impl Program {
     fn limit(guest: &Guest) -> Result<(), Failure> {
         let infinity = libc::RLIM_INFINITY;
         // One byte of core dump and not none: the kernel special-cases 1 to abort dumps into a pipe too (systemd-coredump).
-        let mut limits = vec![
-            Rlimit {
-                resource: RlimitResource::Core,
-                soft: 1,
-                hard: 1,
-            },
-            Rlimit {
+        let mut limits = vec![Rlimit {
+            resource: RlimitResource::Core,
+            soft: 1,
+            hard: 1,
+        }];
+        if let Some(files) = guest.limits.nofile {
+            limits.push(Rlimit {
                 resource: RlimitResource::Nofile,
-                soft: 1024,
-                hard: 1024,
-            },
-        ];
+                soft: files,
+                hard: files,
+            });
+        }
         if guest.pids == Mechanism::Rlimit
             && let Some(pids) = guest.limits.pids
         {
@@ -568,9 +568,12 @@ fn reset_signals() -> io::Result<()> {
 pub(crate) fn is_asked(limit: LimitName, limits: &Limits) -> bool {
     match limit {
         LimitName::Memory => limits.memory.is_some(),
+        LimitName::Swap => limits.swap.is_some(),
         LimitName::Cpus => limits.cpus.is_some(),
         LimitName::Pids => limits.pids.is_some(),
+        LimitName::Nofile => limits.nofile.is_some(),
         LimitName::Scratch => limits.scratch_bytes.is_some(),
+        LimitName::Shm => limits.shm_bytes.is_some(),
         LimitName::WallTime => limits.wall_time.is_some(),
         // Held by whoever reads the program's output.
         LimitName::Output => false,

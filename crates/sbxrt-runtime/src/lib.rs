@@ -33,7 +33,7 @@ mod user;
 mod watchdog;
 
 pub use error::{Error, Failure, Result};
-pub use report::{PeakSource, Report, Termination, Timings, Usage};
+pub use report::{Evidence, PeakSource, Report, Termination, Timings, Usage};
 pub use request::{
     LimitName, Limits, Mechanism, Mount, MountSource, Network, Process, Request, Requirement,
     Rlimit, RlimitResource, Root, UnknownName, WindowSize,

@@ -29,6 +29,17 @@ pub enum Termination {
     /// The limit on processes kept it from going on: it failed or ran out of time after a fork or thread was refused,
     /// or left a crowd behind that had been, or was ended because it would not stop asking (1000 refusals).
     Pids,
+    /// It wrote more than its limit on output allows, and was ended for it.
+    Output,
+    /// It failed while the space that it may write to was full.
+    Disk,
+    /// The system call filter ended it.
+    Seccomp {
+        /// The name of the system call, or its number where it has none.
+        syscall: String,
+        /// What it was called as: `x86_64`, `i386`, `x32`, `aarch64`, `arm`.
+        architecture: String,
+    },
     /// The caller ended it.
     Cancelled,
     /// The sandbox was ready but the program could not be started.
@@ -38,6 +49,21 @@ pub enum Termination {
         /// What was looked for or tried, and why it failed.
         reason: String,
     },
+}
+
+/// What the end of an execution is inferred from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// The limit that ended the program, or kept it from going on.
+    pub limit: Option<LimitName>,
+    /// What held that limit.
+    pub mechanism: Option<Mechanism>,
+    /// How the program itself ended (`waitpid`); `None` where nobody saw it, since everything was ended at once.
+    pub wait_status: Option<i32>,
+    /// `memory.events` of the execution's cgroup; empty where it has none.
+    pub memory_events: BTreeMap<String, u64>,
+    /// Forks and threads that were refused, where the kernel counts them.
+    pub pids_refused: Option<u64>,
 }
 
 /// What an execution used.
@@ -88,6 +114,8 @@ pub struct Timings {
 pub struct Report {
     /// How it ended.
     pub termination: Termination,
+    /// What that is inferred from.
+    pub evidence: Evidence,
     /// What it used.
     pub usage: Usage,
     /// How each limit was held. A limit that was not asked for is not in it.

@@ -267,12 +267,18 @@ named! {
     pub enum LimitName {
         /// Bytes of memory, all processes together.
         Memory = "memory",
+        /// Bytes of swap, all processes together.
+        Swap = "swap",
         /// Processors.
         Cpus = "cpus",
         /// Processes and threads.
         Pids = "pids",
+        /// Open files of each process.
+        Nofile = "nofile",
         /// Bytes written to the root file system, `/tmp` and the like.
         Scratch = "scratch",
+        /// Bytes in `/dev/shm`, and again as many of System V shared memory.
+        Shm = "shm",
         /// Time from start to end.
         WallTime = "wall_time",
         /// Bytes of standard output and of standard error that are kept.
@@ -285,6 +291,10 @@ named! {
     pub enum Mechanism {
         /// A cgroup v2 of this execution's own: the kernel holds it, for all processes together.
         Cgroup2 = "cgroup2",
+        /// The same, below a scope that systemd's user manager has delegated.
+        Systemd = "systemd",
+        /// Directories of this execution's own in the hierarchies of cgroup v1.
+        Cgroup1 = "cgroup1",
         /// A resource limit of the kernel, set in the container's own user namespace.
         Rlimit = "rlimit",
         /// The set of processors that the processes may run on.
@@ -317,7 +327,10 @@ impl Requirement {
     /// Whether `mechanism` satisfies it.
     pub fn is_met_by(self, mechanism: Mechanism) -> bool {
         match self {
-            Self::Cgroup => mechanism == Mechanism::Cgroup2,
+            Self::Cgroup => matches!(
+                mechanism,
+                Mechanism::Cgroup2 | Mechanism::Systemd | Mechanism::Cgroup1
+            ),
             Self::Exactly(wanted) => wanted == mechanism,
         }
     }
@@ -346,27 +359,37 @@ impl fmt::Display for Requirement {
 /// Upper bounds on what one execution may use. `None` is no bound.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Bytes of memory, all processes together, swap included.
+    /// Bytes of memory, all processes together.
     pub memory: Option<u64>,
+    /// Bytes of swap beside that, all processes together.
+    pub swap: Option<u64>,
     /// Processors, in fractions: 0.5 is half of one.
     pub cpus: Option<f64>,
     /// Processes and threads.
     pub pids: Option<u32>,
+    /// Open files of each process.
+    pub nofile: Option<u64>,
     /// Time from start to end.
     pub wall_time: Option<Duration>,
     /// Bytes that may be written to the root file system and `/tmp` together. `None` is half of the host's memory.
     pub scratch_bytes: Option<u64>,
+    /// Bytes in `/dev/shm`, and again as many of System V shared memory. `None` is half of the host's memory.
+    pub shm_bytes: Option<u64>,
 }
 
 impl Default for Limits {
-    /// 512 MiB of memory, 1 processor, 128 processes and threads, 64 MiB of scratch space, no time limit.
+    /// 512 MiB of memory and no swap, 1 processor, 128 processes and threads, 1024 open files for each, 64 MiB of scratch
+    /// space and of shared memory, no time limit.
     fn default() -> Self {
         Self {
             memory: Some(512 << 20),
+            swap: Some(0),
             cpus: Some(1.0),
             pids: Some(128),
+            nofile: Some(1024),
             wall_time: None,
             scratch_bytes: Some(64 << 20),
+            shm_bytes: Some(64 << 20),
         }
     }
 }

@@ -46,9 +46,6 @@ pub(crate) const MASKED: &[&str] = &[
 /// process, once it has written a setting there.
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger"];
 
-/// The size of `/dev/shm`, in bytes: Docker's default.
-const SHM_BYTES: u64 = 64 << 20;
-
 /// The unit of `kernel.shmall`. System V shared memory belongs to no process and to no file system, so only this
 /// setting of the IPC namespace bounds it: to as much as `/dev/shm`.
 const PAGE_BYTES: u64 = 4096;
@@ -102,16 +99,7 @@ pub(crate) fn build(request: &Request, root: &Path) -> Result<Spec, OciSpecError
                 .map(str::to_owned)
                 .collect::<Vec<_>>(),
         )
-        .sysctl(HashMap::from([
-            (
-                "kernel.shmall".to_owned(),
-                (SHM_BYTES / PAGE_BYTES).to_string(),
-            ),
-            // Semaphores and messages are the kernel's memory, which belongs to no process either.
-            ("kernel.sem".to_owned(), "250 8000 32 128".to_owned()),
-            ("kernel.msgmni".to_owned(), "128".to_owned()),
-            ("kernel.msgmnb".to_owned(), "16384".to_owned()),
-        ]))
+        .sysctl(sysctls(request.limits.shm_bytes))
         .readonly_paths(
             READ_ONLY
                 .iter()
@@ -160,7 +148,7 @@ pub(crate) fn build(request: &Request, root: &Path) -> Result<Spec, OciSpecError
                 .readonly(request.read_only)
                 .build()?,
         )
-        .mounts(mounts()?)
+        .mounts(mounts(request.limits.shm_bytes)?)
         .hostname(request.hostname.clone())
         .process(process)
         .linux(linux)
@@ -171,12 +159,29 @@ pub(crate) fn build(request: &Request, root: &Path) -> Result<Spec, OciSpecError
         .build()
 }
 
+/// Settings of the container's IPC namespace.
+fn sysctls(shm_bytes: Option<u64>) -> HashMap<String, String> {
+    let mut settings = HashMap::from([
+        // Semaphores and messages are the kernel's memory, which belongs to no process.
+        ("kernel.sem".to_owned(), "250 8000 32 128".to_owned()),
+        ("kernel.msgmni".to_owned(), "128".to_owned()),
+        ("kernel.msgmnb".to_owned(), "16384".to_owned()),
+    ]);
+    if let Some(bytes) = shm_bytes {
+        let pages = (bytes / PAGE_BYTES).max(1);
+        settings.insert("kernel.shmall".to_owned(), pages.to_string());
+    }
+    settings
+}
+
 /// The kernel's own file systems. Everything else is mounted before libcontainer is called.
 ///
 /// There is no sysfs: `/sys` is an empty directory. It tells about the host's hardware, is the way to cgroups and
 /// firmware, and cannot be mounted inside another container or with the host's network.
-fn mounts() -> Result<Vec<Mount>, OciSpecError> {
-    let shm = format!("size={SHM_BYTES}");
+fn mounts(shm_bytes: Option<u64>) -> Result<Vec<Mount>, OciSpecError> {
+    let shm = shm_bytes.map(|bytes| format!("size={bytes}"));
+    let mut shm_options = vec!["nosuid", "noexec", "nodev", "mode=1777"];
+    shm_options.extend(shm.as_deref());
     let table: Vec<(&str, &str, Vec<&str>)> = vec![
         ("/proc", "proc", vec!["nosuid", "noexec", "nodev"]),
         // Symbolic links and device nodes must not land in the image, so /dev is always a file system of its own.
@@ -204,11 +209,7 @@ fn mounts() -> Result<Vec<Mount>, OciSpecError> {
                 "max=64",
             ],
         ),
-        (
-            "/dev/shm",
-            "tmpfs",
-            vec!["nosuid", "noexec", "nodev", "mode=1777", &shm],
-        ),
+        ("/dev/shm", "tmpfs", shm_options),
         ("/dev/mqueue", "mqueue", vec!["nosuid", "noexec", "nodev"]),
     ];
     table

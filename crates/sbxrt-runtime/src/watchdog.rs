@@ -51,15 +51,26 @@ pub(crate) struct Watchdog {
     ticks_per_second: u64,
     /// When to look next.
     pub(crate) next: Instant,
-    /// The most memory seen, in bytes.
-    pub(crate) memory_peak: u64,
-    /// The most processes and threads seen.
-    pub(crate) pids_peak: u64,
-    /// CPU time in user mode and in the kernel at the last look.
-    pub(crate) cpu_time: (Duration, Duration),
+    /// As in [`Seen`].
+    memory_peak: u64,
+    pids_peak: u64,
+    cpu_time: (Duration, Duration),
     ration: Ration,
     /// When the exact sum may be taken again: it costs what the program makes it cost, and others are waiting.
     next_exact: Instant,
+}
+
+/// What a watchdog has seen of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// The most memory, in bytes.
+    pub(crate) memory_peak: u64,
+    /// The most processes and threads.
+    pub(crate) pids_peak: u64,
+    /// CPU time in user mode and in the kernel at the last look.
+    pub(crate) cpu_time: (Duration, Duration),
+    /// Whether there were as many processes and threads as the kernel allows.
+    pub(crate) pids_exhausted: bool,
 }
 
 /// CPU time of the current period.
@@ -113,11 +124,17 @@ impl Watchdog {
         })
     }
 
-    /// Whether as many processes and threads were seen as are allowed.
-    pub(crate) fn pids_were_exhausted(&self) -> bool {
-        self.watched
-            .pids_noticed
-            .is_some_and(|limit| self.pids_peak >= limit.into())
+    /// What it has seen so far.
+    pub(crate) fn seen(&self) -> Seen {
+        Seen {
+            memory_peak: self.memory_peak,
+            pids_peak: self.pids_peak,
+            cpu_time: self.cpu_time,
+            pids_exhausted: self
+                .watched
+                .pids_noticed
+                .is_some_and(|limit| self.pids_peak >= limit.into()),
+        }
     }
 
     /// Stops looking: the container has ended.

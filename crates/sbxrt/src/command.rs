@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use sbxrt_runtime::{
-    LimitName, Limits, Mechanism, Process, Progress, Report, Request, Run, Termination, Timings,
-    Usage, WindowSize,
+    Evidence, LimitName, Limits, Mechanism, Process, Progress, Report, Request, Run, Termination,
+    Timings, Usage, WindowSize,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
@@ -436,6 +436,8 @@ impl Child {
 pub struct Output {
     /// How it ended.
     pub termination: Termination,
+    /// What that is inferred from.
+    pub evidence: Evidence,
     /// Its standard output.
     pub stdout: Captured,
     /// Its standard error.
@@ -457,6 +459,7 @@ impl Output {
     fn new(report: Report, stdout: Captured, stderr: Captured, output_limit: Option<u64>) -> Self {
         let Report {
             termination,
+            evidence,
             usage,
             mut enforcement,
             mut limits_hit,
@@ -471,6 +474,7 @@ impl Output {
         }
         Self {
             termination,
+            evidence,
             stdout,
             stderr,
             usage,

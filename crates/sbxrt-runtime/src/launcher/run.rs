@@ -1,0 +1,528 @@
+//! One execution, from its request to its report.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::ppoll;
+use nix::sys::time::TimeSpec;
+
+use super::account::{Exit, Facts};
+use super::null;
+use crate::builder::Build;
+use crate::cgroup::{self, Leaf, Leaves};
+use crate::channel::{self, BuildEvent, Event, InitEvent, Order};
+use crate::error::Failure;
+use crate::guest::is_asked;
+use crate::overlay::UpperWork;
+use crate::report::{Termination, Timings};
+use crate::request::{LimitName, Mechanism, Request};
+use crate::sys;
+use crate::watchdog::{Watchdog, Watched};
+
+/// How long a builder may take: a root file system on a hanging network mount must not hold the caller for ever.
+const BUILD_DEADLINE: Duration = Duration::from_secs(60);
+/// How often the counters of a cgroup are looked at.
+const COUNTERS_PAUSE: Duration = Duration::from_millis(50);
+/// A program that was refused so many forks or threads is not going to stop asking.
+const REFUSED_FORKS_LIMIT: u64 = 1000;
+
+/// A child process that is still to be waited for.
+#[derive(Debug)]
+pub(super) struct Child {
+    pub(super) pid: libc::pid_t,
+    pub(super) pidfd: OwnedFd,
+}
+
+impl Child {
+    fn new(pid: libc::pid_t) -> io::Result<Self> {
+        Ok(Self {
+            pid,
+            pidfd: sys::pidfd_open(pid)?,
+        })
+    }
+
+    pub(super) fn kill(&self) {
+        // It may have ended; its pid stays taken until it is waited for.
+        drop(sys::pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL));
+    }
+}
+
+/// Watches the container whose first process is `pid`, or nothing where the program is over before the watchdog has
+/// come to it: a process that is ending cannot be looked at any more a moment before it has ended.
+fn watch_living(pid: libc::pid_t, watched: Watched) -> io::Result<Option<Watchdog>> {
+    const TRIES: usize = 50;
+    let mut result = Watchdog::new(pid, watched).map(Some);
+    for _ in 0..TRIES {
+        if result.is_ok() {
+            break;
+        }
+        if is_over(pid) {
+            return Ok(None);
+        }
+        let pause = TimeSpec::from_duration(Duration::from_millis(1));
+        let _ = ppoll(&mut [], Some(pause), None);
+        result = Watchdog::new(pid, watched).map(Some);
+    }
+    result
+}
+
+/// Whether the child `pid`, not yet waited for, has ended.
+fn is_over(pid: libc::pid_t) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')')
+        .is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// One execution, from its request to its report.
+#[derive(Debug)]
+pub(super) struct Run {
+    /// Where events go and orders come from.
+    pub(super) caller: Option<OwnedFd>,
+    pub(super) hears_caller: bool,
+    request: Request,
+    mechanisms: BTreeMap<LimitName, Mechanism>,
+    pub(super) builder: Option<Child>,
+    pub(super) build_events: Option<OwnedFd>,
+    pub(super) init: Option<Child>,
+    pub(super) init_events: Option<OwnedFd>,
+    pub(super) hears_init: bool,
+    leaf: Option<Leaf>,
+    upper_work: Option<UpperWork>,
+    watchdog: Option<Watchdog>,
+    deadline: Option<Instant>,
+    /// When to look at the cgroup's counters.
+    look: Option<Instant>,
+    started: Option<Instant>,
+    ended: Option<Instant>,
+    /// Why the launcher ended it, where it did.
+    verdict: Option<Termination>,
+    exit: Option<Exit>,
+    failure: Option<Failure>,
+    not_executed: Option<(i32, String)>,
+    timings: Timings,
+}
+
+impl Run {
+    /// Takes a request: decides how its limits are held and forks a builder for it.
+    pub(super) fn start(
+        request: OwnedFd,
+        streams: [Option<OwnedFd>; 3],
+        leaves: Option<&Leaves>,
+        caller_is_root: bool,
+    ) -> Result<Self, Failure> {
+        const STEP: &str = "take the request";
+        let began = Instant::now();
+        let failed = |what: &'static str| move |error: io::Error| Failure::new(STEP, what, error);
+        let request: Request = channel::disclose(request).map_err(failed("read it"))?;
+        let limits = &request.limits;
+        let mechanisms: BTreeMap<LimitName, Mechanism> = LimitName::ALL
+            .iter()
+            .filter(|&&limit| is_asked(limit, limits))
+            .map(|&limit| {
+                let mechanism = match limit {
+                    // It is somebody's disk, and has no size of its own.
+                    LimitName::Scratch if request.upper.is_some() => Mechanism::None,
+                    _ => cgroup::mechanism(limit, limits, leaves, caller_is_root),
+                };
+                (limit, mechanism)
+            })
+            .collect();
+        for (limit, required) in &request.require {
+            let Some(&mechanism) = mechanisms.get(limit) else {
+                continue;
+            };
+            if !required.is_met_by(mechanism) {
+                return Err(Failure::reason(
+                    "hold a limit",
+                    limit.to_string(),
+                    match mechanism {
+                        Mechanism::None => {
+                            format!("{required} is required, but nothing can hold it here")
+                        }
+                        _ => {
+                            format!("{required} is required, but only {mechanism} can hold it here")
+                        }
+                    },
+                ));
+            }
+        }
+        let held = |limit| mechanisms.get(&limit).copied().unwrap_or(Mechanism::None);
+        let leaf = match leaves {
+            Some(leaves)
+                if mechanisms
+                    .values()
+                    .any(|&mechanism| mechanism == Mechanism::Cgroup2) =>
+            {
+                Some(leaves.create(&request.id, limits).map_err(|error| {
+                    Failure::new("hold a limit", format!("cgroup of {}", request.id), error)
+                })?)
+            }
+            _ => None,
+        };
+        let (build_events, build_sender) = channel::pair().map_err(failed("socketpair"))?;
+        let (init_events, init_sender) = channel::pair().map_err(failed("socketpair"))?;
+        for events in [&build_events, &init_events] {
+            // Other processes may hold the far end open for a while longer than the one that was to speak.
+            channel::set_nonblocking(events).map_err(failed("fcntl"))?;
+        }
+        let [stdin, stdout, stderr] = streams.map(|stream| stream.map_or_else(null, Ok));
+        let streams = [
+            stdin.map_err(failed("/dev/null"))?,
+            stdout.map_err(failed("/dev/null"))?,
+            stderr.map_err(failed("/dev/null"))?,
+        ];
+        let pid = match sys::fork_into(0, None).map_err(failed("clone3"))? {
+            sys::Forked::Parent(pid) => pid,
+            sys::Forked::Child => {
+                let cgroup = leaf.as_ref().map(Leaf::directory);
+                let mut kept = vec![build_sender.as_fd(), init_sender.as_fd()];
+                kept.extend(streams.iter().map(AsFd::as_fd));
+                kept.extend(cgroup);
+                if sys::keep_only(&kept).is_err() {
+                    sys::exit_now(1);
+                }
+                let _ = nix::sys::prctl::set_name(c"sbxrt-builder");
+                let memory = held(LimitName::Memory);
+                let pids = held(LimitName::Pids);
+                let cpus = held(LimitName::Cpus);
+                let build = Build {
+                    request: &request,
+                    memory,
+                    pids,
+                    cpus,
+                    streams,
+                    init: init_sender,
+                    cgroup,
+                };
+                sys::exit_now(build.run(build_sender.as_fd()));
+            }
+        };
+        let builder = Child::new(pid).map_err(failed("pidfd_open"))?;
+        Ok(Self {
+            caller: None,
+            hears_caller: true,
+            mechanisms,
+            builder: Some(builder),
+            build_events: Some(build_events),
+            init: None,
+            init_events: Some(init_events),
+            hears_init: true,
+            leaf,
+            upper_work: request
+                .upper
+                .as_deref()
+                .map(|upper| UpperWork::new(upper, &request.id)),
+            watchdog: None,
+            deadline: Some(began + BUILD_DEADLINE),
+            look: None,
+            started: None,
+            ended: None,
+            verdict: None,
+            exit: None,
+            failure: None,
+            not_executed: None,
+            timings: Timings::default(),
+            request,
+        })
+    }
+
+    /// When it wants to be looked at.
+    pub(super) fn due(&self) -> Option<Instant> {
+        [
+            self.deadline,
+            self.look,
+            self.watchdog.as_ref().map(|watchdog| watchdog.next),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Does what is due.
+    pub(super) fn tick(&mut self, now: Instant) {
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            if self.init.is_some() {
+                self.end(Termination::Timeout);
+            } else {
+                self.failure.get_or_insert_with(|| {
+                    Failure::reason(
+                        "create the container",
+                        &*self.request.id,
+                        format!("not done after {BUILD_DEADLINE:?}"),
+                    )
+                });
+                self.kill();
+            }
+            self.deadline = None;
+        }
+        if self.look.is_some_and(|look| look <= now) {
+            self.look = Some(now + COUNTERS_PAUSE);
+            if self
+                .leaf
+                .as_ref()
+                .and_then(Leaf::pids_refused)
+                .is_some_and(|refused| refused >= REFUSED_FORKS_LIMIT)
+            {
+                self.end(Termination::Pids);
+            }
+        }
+        if let Some(watchdog) = self
+            .watchdog
+            .as_mut()
+            .filter(|watchdog| watchdog.next <= now)
+        {
+            match watchdog.look() {
+                Some(LimitName::Memory) => self.end(Termination::Oom),
+                Some(LimitName::Pids) => self.end(Termination::Pids),
+                _ => {}
+            }
+        }
+    }
+
+    /// Ends the container for the reason `verdict`, unless it has ended already.
+    fn end(&mut self, verdict: Termination) {
+        if self.exit.is_none() && self.verdict.is_none() {
+            self.verdict = Some(verdict);
+            self.account();
+        }
+        self.stop_watching();
+        self.kill();
+    }
+
+    /// Takes account of what is used before it is ended: the kernel throws the times of processes away that die with
+    /// their pid namespace.
+    fn account(&mut self) {
+        if self.leaf.is_some() {
+            return;
+        }
+        if let (None, Some(init)) = (&self.watchdog, &self.init) {
+            // A container that cannot be looked at is over, and has reported.
+            self.watchdog = Watchdog::new(init.pid, Watched::default()).ok();
+        }
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.account();
+        }
+    }
+
+    fn kill(&self) {
+        for child in [&self.builder, &self.init].into_iter().flatten() {
+            child.kill();
+        }
+    }
+
+    fn stop_watching(&mut self) {
+        self.deadline = None;
+        self.look = None;
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.retire();
+        }
+    }
+
+    pub(super) fn obey(&mut self) {
+        let Some(caller) = &self.caller else { return };
+        match channel::receive::<Order>(caller.as_fd()) {
+            Ok(Some((order @ Order::Signal(_), _))) => {
+                if let Some(init) = &self.init_events {
+                    // Where it has ended, there is nobody to signal.
+                    drop(channel::send(init.as_fd(), &order, &[]));
+                }
+            }
+            Ok(Some((Order::Cancel, _))) => self.end(Termination::Cancelled),
+            Ok(None) | Err(_) => {
+                self.hears_caller = false;
+                self.end(Termination::Cancelled);
+            }
+        }
+    }
+
+    pub(super) fn hear_builder(&mut self) {
+        let Some(events) = &self.build_events else {
+            return;
+        };
+        let heard = channel::receive::<BuildEvent>(events.as_fd());
+        if self.builder.is_some()
+            && matches!(&heard, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        {
+            return;
+        }
+        self.build_events = None;
+        match heard {
+            Ok(Some((
+                BuildEvent::Created {
+                    pid,
+                    prepare_micros,
+                    create_micros,
+                },
+                _,
+            ))) => {
+                self.timings.prepare = Duration::from_micros(prepare_micros);
+                self.timings.create = Duration::from_micros(create_micros);
+                if let Err(failure) = self.watch(pid) {
+                    self.failure.get_or_insert(failure);
+                    self.kill();
+                }
+            }
+            Ok(Some((BuildEvent::Failed(failure), _))) => {
+                self.failure.get_or_insert(failure);
+            }
+            Ok(None) | Err(_) => {
+                if self.verdict.is_none() {
+                    self.failure.get_or_insert_with(|| {
+                        Failure::reason(
+                            "create the container",
+                            &*self.request.id,
+                            "the builder ended without a report",
+                        )
+                    });
+                }
+            }
+        }
+    }
+
+    /// The container's first process exists: from now on limits are held.
+    fn watch(&mut self, pid: libc::pid_t) -> Result<(), Failure> {
+        let init = Child::new(pid)
+            .map_err(|error| Failure::new("watch the container", "pidfd_open", error))?;
+        let now = Instant::now();
+        self.started = Some(now);
+        self.deadline = self.request.limits.wall_time.map(|limit| now + limit);
+        self.look = self.leaf.as_ref().map(|_| now + COUNTERS_PAUSE);
+        self.init = Some(init);
+        if self.verdict.is_some() {
+            // Cancelled while it was built.
+            self.kill();
+            return Ok(());
+        }
+        let limits = &self.request.limits;
+        let watched_by = |limit, mechanism| self.mechanisms.get(&limit) == Some(&mechanism);
+        let watched = Watched {
+            memory: limits
+                .memory
+                .filter(|_| watched_by(LimitName::Memory, Mechanism::Watchdog)),
+            pids: limits
+                .pids
+                .filter(|_| watched_by(LimitName::Pids, Mechanism::Watchdog)),
+            pids_noticed: limits
+                .pids
+                .filter(|_| watched_by(LimitName::Pids, Mechanism::Rlimit)),
+            cpus: limits
+                .cpus
+                .filter(|_| watched_by(LimitName::Cpus, Mechanism::Watchdog)),
+        };
+        if !watched.is_empty() {
+            self.watchdog = watch_living(pid, watched).map_err(|error| {
+                let proc = format!("/proc/{pid}/root/proc");
+                Failure::new("watch the container", proc, error)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// `false` means that there is nothing more to hear.
+    pub(super) fn hear_init(&mut self) -> bool {
+        let Some(events) = &self.init_events else {
+            return false;
+        };
+        match channel::receive::<InitEvent>(events.as_fd()) {
+            Ok(Some((InitEvent::Started { start_micros }, descriptors))) => {
+                self.timings.start =
+                    Duration::from_micros(start_micros).saturating_sub(self.timings.create);
+                let terminal: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+                if let Some(caller) = &self.caller {
+                    // A caller that is gone is noticed where its orders are heard.
+                    drop(channel::send(caller.as_fd(), &Event::Started, &terminal));
+                }
+            }
+            Ok(Some((
+                InitEvent::Exited {
+                    status,
+                    wall_micros,
+                    user_micros,
+                    system_micros,
+                    largest_process,
+                    processes,
+                },
+                _,
+            ))) => {
+                self.exit = Some(Exit {
+                    status,
+                    wall_time: Duration::from_micros(wall_micros),
+                    user_time: Duration::from_micros(user_micros),
+                    system_time: Duration::from_micros(system_micros),
+                    largest_process,
+                    processes,
+                });
+                self.ended = Some(Instant::now());
+                self.stop_watching();
+            }
+            Ok(Some((InitEvent::NotExecuted { errno, reason }, _))) => {
+                self.not_executed = Some((errno, reason));
+            }
+            Ok(Some((InitEvent::Failed(failure), _))) => {
+                self.failure.get_or_insert(failure);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Ok(None) | Err(_) => self.hears_init = false,
+        }
+        self.hears_init
+    }
+
+    pub(super) fn reap_builder(&mut self) {
+        if let Some(builder) = self.builder.take() {
+            drop(sys::wait_for(builder.pid));
+        }
+    }
+
+    pub(super) fn reap_init(&mut self) {
+        // What it said last is still in the socket.
+        while self.hears_init && self.hear_init() {}
+        if let Some(init) = self.init.take() {
+            drop(sys::wait_for(init.pid));
+            let ended = *self.ended.get_or_insert_with(Instant::now);
+            self.timings.teardown = ended.elapsed();
+            self.stop_watching();
+        }
+    }
+
+    /// Reports and gives up what is left, once both processes are gone. `true` when this execution is over.
+    pub(super) fn finish(&mut self) -> bool {
+        if self.builder.is_some() || self.init.is_some() || self.build_events.is_some() {
+            return false;
+        }
+        let counters = self.leaf.as_ref().map(Leaf::counters);
+        self.leaf = None;
+        self.upper_work = None;
+        let event = match self.failure.take() {
+            Some(failure) if self.exit.is_none() && self.verdict.is_none() => {
+                Event::Failed(failure)
+            }
+            _ => Event::Finished(Box::new(self.facts(counters.unwrap_or_default()).report())),
+        };
+        if let Some(caller) = &self.caller {
+            // A caller that is gone does not want to know.
+            drop(channel::send(caller.as_fd(), &event, &[]));
+        }
+        true
+    }
+
+    /// What is known of it now that it is over.
+    fn facts(&mut self, counters: cgroup::Counters) -> Facts<'_> {
+        let wall_time = match (self.started, self.ended) {
+            (Some(started), Some(ended)) => ended.duration_since(started),
+            _ => Duration::ZERO,
+        };
+        Facts {
+            request: &self.request,
+            mechanisms: &self.mechanisms,
+            verdict: self.verdict.take(),
+            exit: self.exit,
+            not_executed: self.not_executed.take(),
+            counters,
+            seen: self.watchdog.as_ref().map(Watchdog::seen),
+            wall_time,
+            timings: self.timings.clone(),
+        }
+    }
+}
