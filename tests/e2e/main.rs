@@ -1,6 +1,10 @@
 //! End to end, through the binary, on the real kernel: what `sbxrt` promises to whoever types it.
 
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a panic is how a test fails, and stderr is where it talks"
+)]
 
 mod bad_input;
 mod build;

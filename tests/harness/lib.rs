@@ -24,6 +24,7 @@
 //! | `SBXRT_TEST_REGISTRY_LOG` | the access log of that registry |
 //! | `SBXRT_TEST_REQUIRE` | what must not be skipped, with commas: see [`Need`] |
 //! | `SBXRT_TEST_IDENTITIES` | the users to run as, with commas; default: root, sbxrt-test, sbxrt-sub where root runs the tests, the caller otherwise |
+//! | `SBXRT_TEST_KILLS` | how often each of sbxrt's processes is killed in the tests of sudden death; default: 25 |
 //! | `SBXRT_TEST_SKIPS` | a file to which a line is added for each thing that was skipped |
 //!
 //! Run the tests with nextest: it gives each test a process of its own, which the search for leftovers relies on.
