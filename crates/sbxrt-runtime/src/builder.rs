@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, unshare};
 use crate::channel::{self, BuildEvent};
 use crate::error::Failure;
 use crate::guest::Guest;
-use crate::request::{Mechanism, Request};
+use crate::request::{Mechanism, MountSource, Request};
 use crate::{rootfs, spec};
 
 /// What a builder starts from.
@@ -63,6 +63,13 @@ impl Build<'_> {
             process: self.request.process.clone(),
             network: self.request.network,
             limits: self.request.limits.clone(),
+            tmpfs: self
+                .request
+                .mounts
+                .iter()
+                .filter(|mount| matches!(mount.source, MountSource::Tmpfs(_)))
+                .map(|mount| mount.destination.clone())
+                .collect(),
             memory: self.memory,
             pids: self.pids,
             cpus: self.cpus,

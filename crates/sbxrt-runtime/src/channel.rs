@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Failure;
-use crate::report::Report;
+use crate::report::{Report, Space};
 use crate::sys;
 
 /// The largest document. Reports with long reasons stay well below it.
@@ -44,6 +44,8 @@ pub(crate) enum Event {
 pub(crate) enum Order {
     /// Send this signal to the program.
     Signal(i32),
+    /// End everything now: the program has written more than it may.
+    EndOutput,
     /// End everything now.
     Cancel,
 }
@@ -80,6 +82,7 @@ pub(crate) enum InitEvent {
         system_micros: u64,
         largest_process: u64,
         processes: u64,
+        full: Vec<Space>,
     },
 }
 

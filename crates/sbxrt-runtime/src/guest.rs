@@ -12,7 +12,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use libcontainer::oci_spec::runtime::Spec;
@@ -27,6 +27,7 @@ use nix::sys::stat::Mode;
 use crate::channel::{self, InitEvent, Order};
 use crate::error::Failure;
 use crate::request::{LimitName, Limits, Mechanism, Network, Process, Rlimit, RlimitResource};
+use crate::space::Spaces;
 use crate::user::{self, User};
 use crate::{seccomp, sys};
 
@@ -39,6 +40,8 @@ pub(crate) struct Guest {
     pub(crate) process: Process,
     pub(crate) network: Network,
     pub(crate) limits: Limits,
+    /// Where else the program finds file systems in memory.
+    pub(crate) tmpfs: Vec<PathBuf>,
     pub(crate) memory: Mechanism,
     pub(crate) pids: Mechanism,
     pub(crate) cpus: Mechanism,
@@ -125,6 +128,7 @@ impl Guest {
         let (outcome_reader, outcome_writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)
             .map_err(|error| Failure::new(STEP, "pipe2", error))?;
 
+        let spaces = Spaces::open(&self.tmpfs);
         let program = Program::prepare(self, &user)?;
         let cgroup = self
             .cgroup
@@ -175,6 +179,7 @@ impl Guest {
                 // Linux counts ru_maxrss in KiB.
                 largest_process: u64::try_from(usage.ru_maxrss).unwrap_or(0) << 10,
                 processes,
+                full: spaces.full(),
             },
             &[],
         );
@@ -211,7 +216,9 @@ impl Guest {
                                 nix::sys::signal::kill(nix::unistd::Pid::from_raw(program), signal);
                         }
                     }
-                    Ok(Some((Order::Cancel, _)) | None) | Err(_) => listening = false,
+                    Ok(Some((Order::EndOutput | Order::Cancel, _)) | None) | Err(_) => {
+                        listening = false;
+                    }
                 }
             }
         }

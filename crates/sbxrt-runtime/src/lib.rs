@@ -26,6 +26,7 @@ mod report;
 mod request;
 mod rootfs;
 pub mod seccomp;
+mod space;
 mod spec;
 mod supervisor;
 mod sys;
@@ -33,7 +34,7 @@ mod user;
 mod watchdog;
 
 pub use error::{Error, Failure, Result};
-pub use report::{Evidence, PeakSource, Report, Termination, Timings, Usage};
+pub use report::{Evidence, PeakSource, Report, Sender, Space, Termination, Timings, Usage};
 pub use request::{
     LimitName, Limits, Mechanism, Mount, MountSource, Network, Process, Request, Requirement,
     Rlimit, RlimitResource, Root, UnknownName, WindowSize,

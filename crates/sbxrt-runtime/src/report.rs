@@ -1,6 +1,7 @@
 //! What a caller gets back: how an execution ended, what it used, and how its limits were held.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ pub enum Termination {
         /// 0 to 255.
         code: i32,
     },
-    /// A signal ended the program, sent by itself, by one of its own processes or by the caller.
+    /// A signal ended the program, sent by itself, by one of its own processes, by the kernel or by the caller.
     Signaled {
         /// The signal's number.
         signal: i32,
@@ -26,12 +27,13 @@ pub enum Termination {
     Timeout,
     /// The memory limit ended it.
     Oom,
-    /// The limit on processes kept it from going on: it failed or ran out of time after a fork or thread was refused,
-    /// or left a crowd behind that had been, or was ended because it would not stop asking (1000 refusals).
+    /// The limit on processes ended it, because it would not stop asking for more (1000 refusals); or it failed after a
+    /// fork or thread was refused, and left its container at least half full.
     Pids,
-    /// It wrote more than its limit on output allows, and was ended for it.
+    /// It wrote more than its limit on output allows, where that is to end it.
     Output,
-    /// It failed while the space that it may write to was full.
+    /// It failed, and left a file system that it may write to full. Only what is seen at its end is known: a program that
+    /// fills its scratch space, removes the file and fails has [`Exited`](Self::Exited).
     Disk,
     /// The system call filter ended it.
     Seccomp {
@@ -60,10 +62,53 @@ pub struct Evidence {
     pub mechanism: Option<Mechanism>,
     /// How the program itself ended (`waitpid`); `None` where nobody saw it, since everything was ended at once.
     pub wait_status: Option<i32>,
+    /// Who sent the signal that ended the program, where that is known.
+    pub sender: Option<Sender>,
     /// `memory.events` of the execution's cgroup; empty where it has none.
     pub memory_events: BTreeMap<String, u64>,
     /// Forks and threads that were refused, where the kernel counts them.
     pub pids_refused: Option<u64>,
+    /// The file systems in memory that were full when the program ended.
+    pub full: Vec<Space>,
+}
+
+/// Who sent a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sender {
+    /// The caller asked for it ([`Run::signal`](crate::Run::signal)), before the program ended by it.
+    Caller,
+    /// The kernel, to hold a limit.
+    Kernel,
+    /// sbxrt, to hold a limit or to end what was cancelled.
+    Sbxrt,
+}
+
+/// How full a file system is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// Where it is mounted inside. `/` and `/tmp` are one.
+    pub path: PathBuf,
+    /// The limit that its size holds.
+    pub limit: LimitName,
+    /// How many bytes there is room for.
+    pub bytes: u64,
+    /// How many of them are free.
+    pub bytes_free: u64,
+    /// How many files there is room for; 0 where they are not counted.
+    pub inodes: u64,
+    /// How many of them are free.
+    pub inodes_free: u64,
+}
+
+impl Space {
+    /// Whether there is no room to speak of, for bytes or for files.
+    pub(crate) fn is_full(&self) -> bool {
+        // Less than what programs write at once: the last write that fits in part leaves nothing, one that fails as a
+        // whole leaves this. And a new file may need a second one for a moment.
+        let few = (self.bytes / 64).min(64 << 10);
+        self.bytes_free < few || (self.inodes > 0 && self.inodes_free < 2)
+    }
 }
 
 /// What an execution used.
@@ -127,4 +172,34 @@ pub struct Report {
     pub root_emulated: bool,
     /// How long each phase took.
     pub timings: Timings,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_space_is_full_where_nothing_to_speak_of_fits_in() {
+        let table = [
+            (64 << 20, 0, 0, 0, true),
+            (64 << 20, 60 << 10, 0, 0, true),
+            (64 << 20, 64 << 10, 0, 0, false),
+            (1 << 20, 20 << 10, 0, 0, false),
+            (64 << 20, 60 << 20, 1024, 1, true),
+            (64 << 20, 60 << 20, 1024, 2, false),
+            // A file system that counts neither.
+            (0, 0, 0, 0, false),
+        ];
+        for (bytes, bytes_free, inodes, inodes_free, expected) in table {
+            let space = Space {
+                path: "/".into(),
+                limit: LimitName::Scratch,
+                bytes,
+                bytes_free,
+                inodes,
+                inodes_free,
+            };
+            assert_eq!(space.is_full(), expected, "{space:?}");
+        }
+    }
 }

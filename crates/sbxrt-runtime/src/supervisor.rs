@@ -150,6 +150,16 @@ impl Run {
         channel::send(self.socket.as_fd(), &Order::Cancel, &[]).map_err(Error::Channel)
     }
 
+    /// Ends every process of the execution because it has written more than it may, which only the reader of its output
+    /// knows; [`next`](Self::next) then reports it so.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the launcher is gone.
+    pub fn end_output(&self) -> Result<()> {
+        channel::send(self.socket.as_fd(), &Order::EndOutput, &[]).map_err(Error::Channel)
+    }
+
     /// Makes [`next`](Self::next) return instead of waiting.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! One execution, from its request to its report.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::poll::ppoll;
 use nix::sys::time::TimeSpec;
 
-use super::account::{Exit, Facts};
+use super::account::{Exit, Facts, Verdict};
 use super::null;
 use crate::builder::Build;
 use crate::cgroup::{self, Leaf, Leaves};
@@ -16,7 +16,7 @@ use crate::channel::{self, BuildEvent, Event, InitEvent, Order};
 use crate::error::Failure;
 use crate::guest::is_asked;
 use crate::overlay::UpperWork;
-use crate::report::{Termination, Timings};
+use crate::report::Timings;
 use crate::request::{LimitName, Mechanism, Request};
 use crate::sys;
 use crate::watchdog::{Watchdog, Watched};
@@ -97,8 +97,10 @@ pub(super) struct Run {
     started: Option<Instant>,
     ended: Option<Instant>,
     /// Why the launcher ended it, where it did.
-    verdict: Option<Termination>,
+    verdict: Option<Verdict>,
     exit: Option<Exit>,
+    /// The signals that the caller has sent to the program.
+    signals: BTreeSet<i32>,
     failure: Option<Failure>,
     not_executed: Option<(i32, String)>,
     timings: Timings,
@@ -221,6 +223,7 @@ impl Run {
             ended: None,
             verdict: None,
             exit: None,
+            signals: BTreeSet::new(),
             failure: None,
             not_executed: None,
             timings: Timings::default(),
@@ -244,7 +247,7 @@ impl Run {
     pub(super) fn tick(&mut self, now: Instant) {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             if self.init.is_some() {
-                self.end(Termination::Timeout);
+                self.end(Verdict::WallTime);
             } else {
                 self.failure.get_or_insert_with(|| {
                     Failure::reason(
@@ -265,7 +268,7 @@ impl Run {
                 .and_then(Leaf::pids_refused)
                 .is_some_and(|refused| refused >= REFUSED_FORKS_LIMIT)
             {
-                self.end(Termination::Pids);
+                self.end(Verdict::Pids);
             }
         }
         if let Some(watchdog) = self
@@ -274,15 +277,15 @@ impl Run {
             .filter(|watchdog| watchdog.next <= now)
         {
             match watchdog.look() {
-                Some(LimitName::Memory) => self.end(Termination::Oom),
-                Some(LimitName::Pids) => self.end(Termination::Pids),
+                Some(LimitName::Memory) => self.end(Verdict::Memory),
+                Some(LimitName::Pids) => self.end(Verdict::Pids),
                 _ => {}
             }
         }
     }
 
     /// Ends the container for the reason `verdict`, unless it has ended already.
-    fn end(&mut self, verdict: Termination) {
+    fn end(&mut self, verdict: Verdict) {
         if self.exit.is_none() && self.verdict.is_none() {
             self.verdict = Some(verdict);
             self.account();
@@ -323,16 +326,18 @@ impl Run {
     pub(super) fn obey(&mut self) {
         let Some(caller) = &self.caller else { return };
         match channel::receive::<Order>(caller.as_fd()) {
-            Ok(Some((order @ Order::Signal(_), _))) => {
+            Ok(Some((order @ Order::Signal(number), _))) => {
+                self.signals.insert(number);
                 if let Some(init) = &self.init_events {
                     // Where it has ended, there is nobody to signal.
                     drop(channel::send(init.as_fd(), &order, &[]));
                 }
             }
-            Ok(Some((Order::Cancel, _))) => self.end(Termination::Cancelled),
+            Ok(Some((Order::EndOutput, _))) => self.end(Verdict::Output),
+            Ok(Some((Order::Cancel, _))) => self.end(Verdict::Cancelled),
             Ok(None) | Err(_) => {
                 self.hears_caller = false;
-                self.end(Termination::Cancelled);
+                self.end(Verdict::Cancelled);
             }
         }
     }
@@ -443,6 +448,7 @@ impl Run {
                     system_micros,
                     largest_process,
                     processes,
+                    full,
                 },
                 _,
             ))) => {
@@ -453,6 +459,7 @@ impl Run {
                     system_time: Duration::from_micros(system_micros),
                     largest_process,
                     processes,
+                    full,
                 });
                 self.ended = Some(Instant::now());
                 self.stop_watching();
@@ -498,7 +505,10 @@ impl Run {
             Some(failure) if self.exit.is_none() && self.verdict.is_none() => {
                 Event::Failed(failure)
             }
-            _ => Event::Finished(Box::new(self.facts(counters.unwrap_or_default()).report())),
+            _ => match self.facts(counters.unwrap_or_default()).report() {
+                Ok(report) => Event::Finished(Box::new(report)),
+                Err(failure) => Event::Failed(failure),
+            },
         };
         if let Some(caller) = &self.caller {
             // A caller that is gone does not want to know.
@@ -514,14 +524,17 @@ impl Run {
             _ => Duration::ZERO,
         };
         Facts {
-            request: &self.request,
+            id: &self.request.id,
+            limits: &self.request.limits,
             mechanisms: &self.mechanisms,
             verdict: self.verdict.take(),
-            exit: self.exit,
+            exit: self.exit.take(),
             not_executed: self.not_executed.take(),
             counters,
             seen: self.watchdog.as_ref().map(Watchdog::seen),
+            signals: &self.signals,
             wall_time,
+            root_emulated: self.request.emulate_root,
             timings: self.timings.clone(),
         }
     }
