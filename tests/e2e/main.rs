@@ -9,6 +9,7 @@
 mod bad_input;
 mod build;
 mod endings;
+mod fail_closed;
 mod fidelity;
 mod host;
 mod images;

@@ -6,6 +6,7 @@
 use std::error::Error as _;
 use std::fmt::Write as _;
 
+use sbxrt::probe::{Explanation, explain};
 use sbxrt::{Failure, RuntimeError};
 use serde::Serialize;
 
@@ -305,8 +306,20 @@ fn registry_of(image: &str) -> &str {
 
 fn runtime_hint(error: &RuntimeError) -> Option<String> {
     let check = "`sbxrt check` says what this machine lacks and how to mend it";
+    if let Some(Explanation { reason, fix }) = explain(error) {
+        return Some(match fix {
+            Some(fix) => format!("{reason}; {fix}"),
+            None => reason,
+        });
+    }
     Some(match error {
         RuntimeError::Launcher { .. } | RuntimeError::LauncherGone => check.to_owned(),
+        // A call that this kernel lacks, or a filter around sbxrt hides: `check` tells which, whatever it was for.
+        RuntimeError::Start(failure)
+            if matches!(failure.errno, Some(nix::libc::ENOSYS | nix::libc::EPERM)) =>
+        {
+            check.to_owned()
+        }
         RuntimeError::Start(failure) => match failure.step.as_str() {
             "hold a limit" if failure.errno.is_none() => format!(
                 "leave --require {}=… out, or have a cgroup of your own: `systemd-run --user --scope -p Delegate=yes sbxrt run …`",
@@ -318,10 +331,7 @@ fn runtime_hint(error: &RuntimeError) -> Option<String> {
                 "the store is damaged; type `sbxrt verify --repair`, and pull the image again"
                     .to_owned()
             }
-            "mount a volume"
-            | "mount a tmpfs"
-            | "make the working directory"
-            | "take the request" => return None,
+            "mount a volume" | "mount a tmpfs" | "make the working directory" => return None,
             _ => check.to_owned(),
         },
         _ => return None,

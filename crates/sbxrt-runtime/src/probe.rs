@@ -30,7 +30,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Failure, Result};
 use crate::request::{LimitName, Mechanism};
 
 use advice::{Advice, Settings};
@@ -59,6 +59,15 @@ pub struct Check {
     pub detail: String,
     /// Why it is not [`Status::Ok`].
     pub reason: Option<String>,
+    /// What mends it: a command, where there is one.
+    pub fix: Option<String>,
+}
+
+/// Why something does not work here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    /// In words.
+    pub reason: String,
     /// What mends it: a command, where there is one.
     pub fix: Option<String>,
 }
@@ -97,6 +106,21 @@ impl Check {
             fix: advice.fix,
         }
     }
+}
+
+/// Why no launcher could be made, and what mends it, where the host's settings tell.
+pub fn explain(error: &Error) -> Option<Explanation> {
+    let Error::Launcher { step, source } = error else {
+        return None;
+    };
+    // The only step that settings of the host decide about.
+    let namespaces = step.strip_prefix("clone(")?;
+    let failure = Failure {
+        errno: source.raw_os_error(),
+        ..Failure::reason("", format!("clone3({namespaces}"), source.to_string())
+    };
+    let Advice { reason, fix } = advice::user_namespace(&failure, &Settings::read());
+    Some(Explanation { reason, fix })
 }
 
 /// Tries everything that a run needs, with the image store in the directory `store`, which need not exist.

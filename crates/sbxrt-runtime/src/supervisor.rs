@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use crate::cgroup::Subtree;
 use crate::channel::{self, Event, Order};
-use crate::error::{Error, Result};
+use crate::error::{Error, Failure, Result};
 use crate::launcher::{CONTROL, SUBTREE, Setup, Submission};
 use crate::report::Report;
 use crate::request::Request;
@@ -75,7 +75,8 @@ impl Launcher {
     ///
     /// Fails where the launcher is gone. What is wrong with the request itself is told by the [`Run`].
     pub fn run(&self, request: &Request, streams: Option<&[OwnedFd; 3]>) -> Result<Run> {
-        let document = channel::enclose(request).map_err(Error::Channel)?;
+        let document = channel::enclose(request)
+            .map_err(|error| Failure::new("hand the request over", "memfd_create", error))?;
         let (ours, theirs) = channel::pair().map_err(Error::Channel)?;
         let mut descriptors = vec![document.as_fd(), theirs.as_fd()];
         descriptors.extend(streams.into_iter().flatten().map(AsFd::as_fd));
@@ -292,7 +293,7 @@ impl Birth {
             CONTROL
         };
         sys::close_range(kept + 1, true).map_err(|error| ("close_range", error))?;
-        sys::reset_session().map_err(|error| ("sigprocmask", error))?;
+        sys::reset_session().map_err(|error| ("setsid, sigprocmask", error))?;
         Err((
             "execveat of /proc/self/exe",
             sys::execute_fd(executable, &self.arguments, &self.environment),

@@ -243,7 +243,9 @@ impl Command {
         let (streams, ends) = if self.terminal.is_some() {
             (None, Ends::default())
         } else {
-            let (streams, ends) = self.pipes().map_err(Error::io("make a pipe"))?;
+            let (streams, ends) = self
+                .pipes()
+                .map_err(Error::io("make pipes and open /dev/null"))?;
             (Some(streams), ends)
         };
         let run = self

@@ -205,7 +205,13 @@ pub(super) fn user_namespace(failure: &Failure, settings: &Settings) -> Advice {
         );
     }
     match errno {
-        libc::ENOSPC | libc::EUSERS => too_many("user", settings),
+        // Where several namespaces were asked for at once, the one that there may be none of.
+        libc::ENOSPC | libc::EUSERS => {
+            let none_allowed = KINDS
+                .into_iter()
+                .find(|kind| settings.most(kind) == Some(0));
+            too_many(none_allowed.unwrap_or("user"), settings)
+        }
         libc::EINVAL | libc::ENOSYS if !settings.namespaces.iter().any(|name| name == "user") => {
             Advice::without_fix(
                 "this kernel was built without user namespaces (/proc/self/ns/user is missing; CONFIG_USER_NS): another kernel is needed",

@@ -1,0 +1,256 @@
+//! What a run needs is taken away, one thing at a time: each time it either does all that it promises, or is refused with
+//! the name of what is missing; and `sbxrt check` says beforehand which.
+
+use nix::libc;
+use sbxrt_tests::{
+    Fixtures, Identity, Invocation, Need, Report, Sbxrt, for_each_identity, require,
+};
+
+/// Executes the words behind `--` where each system call of the pairs NUMBER ERRNO before it fails so. In Perl, because
+/// every Debian has it and it makes system calls by number.
+const DENY: &str = r#"
+my $prctl = shift @ARGV;
+my @pairs;
+push @pairs, [shift @ARGV, shift @ARGV] while $ARGV[0] ne "--";
+shift @ARGV;
+my @code = ([0x20, 0, 0, 0]);
+push @code, [0x15, 0, 1, $_->[0]], [0x06, 0, 0, 0x50000 | $_->[1]] for @pairs;
+push @code, [0x06, 0, 0, 0x7fff0000];
+my $program = join "", map { pack "SCCL", @$_ } @code;
+my $header = pack "Sx6P", scalar @code, $program;
+syscall($prctl, 38, 1, 0, 0, 0) == 0 or die "PR_SET_NO_NEW_PRIVS: $!";
+syscall($prctl, 22, 2, $header) == 0 or die "PR_SET_SECCOMP: $!";
+exec @ARGV or die "exec: $!";
+"#;
+
+/// What the program finds out about itself; then it waits for the time limit to end it.
+const WITNESS: &str = "grep -E '^(NoNewPrivs|Seccomp|CapEff|CapBnd):' /proc/self/status; \
+                       echo interfaces: $(tail -n +3 /proc/net/dev | cut -d: -f1); \
+                       echo pid: $$; exec sleep 600";
+
+/// How a call of sbxrt is put into circumstances.
+type Circumstances<'a> = &'a dyn for<'b> Fn(Invocation<'b>) -> Invocation<'b>;
+
+/// What became of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// All that is promised was there.
+    Kept,
+    /// It was refused, and said so.
+    Refused,
+}
+
+/// Runs the witness and asks `check` under the same circumstances.
+fn outcome(
+    sbxrt: &Sbxrt,
+    image: &str,
+    named: &[&str],
+    circumstances: Circumstances<'_>,
+) -> Outcome {
+    let words = ["--json", "--timeout", "1s", image, "sh", "-c", WITNESS];
+    let run = circumstances(sbxrt.run(words)).output();
+    let outcome = if run.code() == 125 {
+        let said = run.stderr.to_lowercase();
+        assert!(
+            named.iter().any(|word| said.contains(word)) && !said.contains("panicked"),
+            "none of {named:?} is named: {run}"
+        );
+        Outcome::Refused
+    } else {
+        let report = run.report();
+        assert_eq!(report.kind(), "timeout", "{report}");
+        assert_promises(&report);
+        Outcome::Kept
+    };
+    let check = circumstances(sbxrt.command(["check", "--json"])).output();
+    let predicted = match check.code() {
+        0 => Outcome::Kept,
+        1 => Outcome::Refused,
+        code => panic!("check exits with {code}: {check}"),
+    };
+    assert_eq!(predicted, outcome, "check: {check}\nrun: {run}");
+    outcome
+}
+
+fn assert_promises(report: &Report) {
+    let found = String::from_utf8(report.bytes("stdout")).unwrap();
+    let mut lines: Vec<&str> = found.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(
+        lines,
+        [
+            "CapBnd:\t0000000000000000",
+            "CapEff:\t0000000000000000",
+            "NoNewPrivs:\t1",
+            "Seccomp:\t2",
+            "interfaces: lo",
+            "pid: 2",
+        ],
+        "{report}"
+    );
+    for limit in ["memory", "pids", "scratch", "wall_time_ms"] {
+        assert_ne!(report.enforcement(limit), "none", "{report}");
+    }
+}
+
+/// Runs a test as the ordinary user alone: what another one would see differs in nothing.
+fn as_ordinary(test: impl Fn(&Sbxrt, &Fixtures)) {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    for_each_identity(|sbxrt| {
+        if sbxrt.identity() == &Identity::ordinary() {
+            test(sbxrt, &fixtures);
+        }
+    });
+}
+
+/// A kernel that is too old for a call, or a container around sbxrt whose filter hides it.
+#[test]
+fn without_a_system_call_a_run_keeps_its_promises_or_is_refused() {
+    let calls: &[(&str, libc::c_long, &[&str])] = &[
+        ("clone", libc::SYS_clone, &["clone"]),
+        // glibc makes threads with it.
+        (
+            "clone3",
+            libc::SYS_clone3,
+            &["clone3", "attach the program's streams"],
+        ),
+        ("unshare", libc::SYS_unshare, &["unshare"]),
+        ("mount", libc::SYS_mount, &["mount"]),
+        ("pivot_root", libc::SYS_pivot_root, &["pivot root"]),
+        ("open_tree", libc::SYS_open_tree, &["open_tree"]),
+        (
+            "move_mount",
+            libc::SYS_move_mount,
+            &["cgroup2", "move_mount"],
+        ),
+        (
+            "mount_setattr",
+            libc::SYS_mount_setattr,
+            &["open_tree", "mount_setattr"],
+        ),
+        ("fsopen", libc::SYS_fsopen, &["mount", "fsopen"]),
+        ("openat2", libc::SYS_openat2, &["`sbxrt check`"]),
+        ("prctl", libc::SYS_prctl, &["prctl", "dumpable"]),
+        ("seccomp", libc::SYS_seccomp, &["seccomp"]),
+        ("keyctl", libc::SYS_keyctl, &["keyring"]),
+        ("pidfd_open", libc::SYS_pidfd_open, &["pidfd_open"]),
+        (
+            "pidfd_send_signal",
+            libc::SYS_pidfd_send_signal,
+            &["pidfd_send_signal"],
+        ),
+        ("memfd_create", libc::SYS_memfd_create, &["memfd_create"]),
+        ("close_range", libc::SYS_close_range, &["close_range"]),
+        ("execveat", libc::SYS_execveat, &["execveat"]),
+        ("setsid", libc::SYS_setsid, &["setsid"]),
+        ("sethostname", libc::SYS_sethostname, &["hostname"]),
+        (
+            "sched_setaffinity",
+            libc::SYS_sched_setaffinity,
+            &["sched_setaffinity"],
+        ),
+        ("prlimit64", libc::SYS_prlimit64, &["rlimit"]),
+    ];
+    as_ordinary(|sbxrt, fixtures| {
+        let image = fixtures.busybox_rootfs();
+        for (name, number, named) in calls {
+            for errno in [libc::ENOSYS, libc::EPERM] {
+                let deny = [
+                    "perl".to_owned(),
+                    "-e".to_owned(),
+                    DENY.to_owned(),
+                    libc::SYS_prctl.to_string(),
+                    number.to_string(),
+                    errno.to_string(),
+                    "--".to_owned(),
+                ];
+                let outcome = outcome(sbxrt, &image, named, &|call| call.called_by(&deny));
+                eprintln!("{name} {errno}: {outcome:?}");
+            }
+        }
+    });
+}
+
+/// Namespaces that an administrator has switched off, as `user.max_*_namespaces` does; in a user namespace of the
+/// test's own, so that nobody else is hit.
+#[test]
+fn without_a_namespace_a_run_is_refused_with_the_setting() {
+    as_ordinary(|sbxrt, fixtures| {
+        let image = fixtures.busybox_rootfs();
+        for kind in ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"] {
+            let setting = format!("user.max_{kind}_namespaces");
+            let script = format!("echo 0 > /proc/sys/user/max_{kind}_namespaces && exec \"$@\"");
+            let behind = [
+                "unshare",
+                "--user",
+                "--map-root-user",
+                "sh",
+                "-c",
+                &script,
+                "sh",
+            ];
+            let named = [setting.as_str(), "network", "ipc", "uts", "newcgroup"];
+            let outcome = outcome(sbxrt, &image, &named, &|call| call.called_by(behind));
+            assert_eq!(outcome, Outcome::Refused, "{kind}");
+        }
+    });
+}
+
+/// File systems of the host that are not there, or are not as usual; in a mount namespace of the test's own.
+#[test]
+fn without_a_file_system_of_the_kernel_a_run_keeps_its_promises_or_is_refused() {
+    if !require(Need::Root) {
+        return;
+    }
+    let circumstances = [
+        ("no /proc", "umount --lazy /proc", Outcome::Refused, "/proc"),
+        (
+            "a covered /proc",
+            "mount -t tmpfs none /proc/sys",
+            Outcome::Refused,
+            "/proc",
+        ),
+        (
+            "no cgroups",
+            "umount --recursive /sys/fs/cgroup",
+            Outcome::Kept,
+            "",
+        ),
+        (
+            "no /sys",
+            "umount --recursive /sys",
+            Outcome::Refused,
+            "/sys",
+        ),
+        (
+            "no devices",
+            "mount -t tmpfs none /dev",
+            Outcome::Refused,
+            "/dev/null",
+        ),
+        (
+            "/tmp to read only",
+            "mount -t tmpfs -o ro none /tmp",
+            Outcome::Kept,
+            "",
+        ),
+        (
+            "/run to read only",
+            "mount -t tmpfs -o ro none /run",
+            Outcome::Kept,
+            "",
+        ),
+    ];
+    as_ordinary(|sbxrt, fixtures| {
+        let image = fixtures.busybox_rootfs();
+        for (name, script, expected, named) in circumstances {
+            eprintln!("{name}");
+            let script = format!("{script} && exec \"$@\"");
+            let behind = ["unshare", "--mount", "sh", "-c", &script, "sh"];
+            let outcome = outcome(sbxrt, &image, &[named], &|call| call.behind(behind));
+            assert_eq!(outcome, expected, "{name}");
+        }
+    });
+}
