@@ -254,3 +254,90 @@ fn without_a_file_system_of_the_kernel_a_run_keeps_its_promises_or_is_refused() 
         }
     });
 }
+
+/// A store on file systems that are not as they should be. `check` judges the store by itself; what needs none still runs.
+#[test]
+fn on_a_file_system_that_is_not_fit_for_a_store_an_image_is_refused_with_the_reason() {
+    if !require(Need::Root) {
+        return;
+    }
+    let circumstances = [
+        // The mount of the container's own is not noexec.
+        ("mount -t tmpfs -o noexec none", None, "ok"),
+        (
+            "mount -t tmpfs -o size=256k none",
+            Some("no space left"),
+            "degraded",
+        ),
+        (
+            "mount -t tmpfs -o nr_inodes=20 none",
+            Some("0 files free"),
+            "degraded",
+        ),
+        (
+            "mount -t tmpfs -o ro none",
+            Some("read-only file system"),
+            "failed",
+        ),
+        ("mount -t ramfs none", None, "ok"),
+    ];
+    as_ordinary(|sbxrt, fixtures| {
+        let image = fixtures.layout("busybox", "latest");
+        let store = sbxrt.scratch("store");
+        let (directory, uid) = (store.display(), sbxrt.identity().uid());
+        for (mount, refused, status) in circumstances {
+            let script = format!(
+                "{mount} {directory} && {{ chown {uid} {directory}; chmod 700 {directory}; true; }} && exec \"$@\""
+            );
+            let behind = ["unshare", "--mount", "sh", "-c", &script, "sh"];
+            let call = |words: &[&str]| {
+                let call = sbxrt.command(words).env("SBXRT_STORE", &store);
+                call.behind(behind).output()
+            };
+            let run = call(&["run", "--json", &image, "sh", "-c", "exit 7"]);
+            match refused {
+                None => assert_eq!(run.report().code(), Some(7), "{mount}: {run}"),
+                Some(reason) => {
+                    assert_eq!(run.code(), 125, "{mount}: {run}");
+                    assert!(run.stderr.to_lowercase().contains(reason), "{mount}: {run}");
+                }
+            }
+            let check = call(&["check", "--json"]);
+            let report: serde_json::Value = serde_json::from_slice(&check.stdout).unwrap();
+            let checks = report["checks"].as_array().unwrap();
+            let of_store = checks
+                .iter()
+                .find(|check| check["name"] == "store")
+                .unwrap();
+            assert_eq!(of_store["status"], status, "{mount}: {check}");
+            assert_eq!(report["ok"], true, "{mount}: {check}");
+            call(&["run", "host:", "true"]).success();
+        }
+    });
+}
+
+/// overlayfs takes no third of its kind on top of two.
+#[test]
+fn on_too_many_overlays_an_image_is_refused_with_the_reason() {
+    if !require(Need::Root) || !require(Need::Overlay) {
+        return;
+    }
+    as_ordinary(|sbxrt, fixtures| {
+        let busybox = fixtures.busybox_rootfs();
+        let place = sbxrt.scratch("overlays");
+        let script = format!(
+            "cd {} && mount -t tmpfs none . && cd \"$PWD\" && mkdir -p 0 u1 w1 1 u2 w2 2 \
+             && cp -a {}/. 0 && mount -t overlay -o lowerdir=0,upperdir=u1,workdir=w1 none 1 \
+             && mount -t overlay -o lowerdir=1,upperdir=u2,workdir=w2 none 2 && chmod 755 1 2 && exec \"$@\"",
+            place.display(),
+            busybox.strip_prefix("dir:").unwrap()
+        );
+        let behind = ["unshare", "--mount", "sh", "-c", &script, "sh"];
+        let run = |depth: &str| {
+            let image = format!("dir:{}/{depth}", place.display());
+            sbxrt.run([&image, "true"]).behind(behind).output()
+        };
+        run("1").success();
+        run("2").assert_refused(&["overlay", "takes no third"]);
+    });
+}

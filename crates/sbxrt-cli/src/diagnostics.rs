@@ -387,6 +387,7 @@ mod tests {
             })),
             Error::Engine(sbxrt::Error::Image(sbxrt::image::Error::StoreFull {
                 path: "/store/tmp/x".into(),
+                free_files: 12,
                 free: 12,
             })),
             Error::Engine(sbxrt::Error::Image(

@@ -282,13 +282,15 @@ pub enum Error {
         maximum: u64,
     },
 
-    /// The file system of the store is full, or the quota is used up.
-    #[error("no space left in {} ({free} bytes free)", path.display())]
+    /// The file system of the store is full, of bytes or of files, or the quota is used up.
+    #[error("no space left in {} ({free} bytes and {free_files} files free)", path.display())]
     StoreFull {
         /// The store.
         path: PathBuf,
-        /// What is free there now.
+        /// How many bytes are free there now.
         free: u64,
+        /// How many more files it takes (inodes).
+        free_files: u64,
     },
 
     /// The file system of the store lacks what overlayfs layers need.
@@ -491,13 +493,15 @@ impl Error {
 
     fn full(path: &Path) -> Self {
         // The path itself may never have come about.
-        let free = path
+        let status = path
             .ancestors()
-            .find_map(|ancestor| rustix::fs::statvfs(ancestor).ok())
-            .map_or(0, |status| status.f_bavail.saturating_mul(status.f_frsize));
+            .find_map(|ancestor| rustix::fs::statvfs(ancestor).ok());
         Self::StoreFull {
             path: path.to_owned(),
-            free,
+            free: status
+                .as_ref()
+                .map_or(0, |status| status.f_bavail.saturating_mul(status.f_frsize)),
+            free_files: status.map_or(0, |status| status.f_favail),
         }
     }
 }

@@ -222,9 +222,12 @@ impl Store {
         let pulled = pull::pull(self, &source, options, progress).await;
         let mut image = pulled.map_err(|error| match error {
             // Which file it was that found no place says nothing; the store is what is too small.
-            Error::StoreFull { free, .. } => Error::StoreFull {
+            Error::StoreFull {
+                free, free_files, ..
+            } => Error::StoreFull {
                 path: self.root.clone(),
                 free,
+                free_files,
             },
             other => other,
         })?;

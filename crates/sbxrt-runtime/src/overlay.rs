@@ -52,7 +52,19 @@ pub(crate) fn mount_overlay(base: &Path, root: &Path, lower: &[OwnedFd]) -> Resu
         &upper.display().to_string(),
         &work.display().to_string(),
     )
-    .map_err(|error| Failure::new(STEP, describe(lower), error))
+    .map_err(|error| {
+        let nested = lower.iter().any(|layer| is_overlay(layer.as_fd()));
+        if nested && error.raw_os_error() == Some(libc::EINVAL) {
+            let reason = "the image is on an overlay file system that is on another one (a container in a container), and the kernel takes no third; a volume of the outer container or a tmpfs is none";
+            return Failure::reason(STEP, describe(lower), reason);
+        }
+        Failure::new(STEP, describe(lower), error)
+    })
+}
+
+fn is_overlay(directory: BorrowedFd<'_>) -> bool {
+    nix::sys::statfs::fstatfs(directory)
+        .is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC)
 }
 
 fn describe(lower: &[OwnedFd]) -> String {

@@ -153,7 +153,12 @@ fn make_layers(trial: &Path) -> Result<(), Failure> {
             .create(path)
             .map_err(|error| failed(on("mkdir", path), error))?;
     }
-    for file in ["bottom/kept", "bottom/hidden", "bottom/opaque/hidden"] {
+    for file in [
+        "bottom/kept",
+        "bottom/hidden",
+        "bottom/opaque/hidden",
+        "lock",
+    ] {
         let path = trial.join(file);
         fs::write(&path, file).map_err(|error| failed(on("write", &path), error))?;
     }
@@ -177,7 +182,7 @@ fn make_whiteout(path: &Path) -> Result<(), Failure> {
 }
 
 fn lock(path: &Path) -> Result<(), Failure> {
-    let file = File::create(path).map_err(|error| failed(on("create", path), error))?;
+    let file = File::open(path).map_err(|error| failed(on("open", path), error))?;
     nix::fcntl::Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map(drop)
         .map_err(|(_, error)| failed("flock(LOCK_EX)", error))
