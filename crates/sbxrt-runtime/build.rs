@@ -45,7 +45,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let emulating = default.clone().with(read("root-emulation")?);
     for (policy, profile) in [
         ("default", default),
+        ("fixed-processors", read("fixed-processors")?),
         ("no-memory-files", read("no-memory-files")?),
+        (
+            "no-memory-files-fixed-processors",
+            read("no-memory-files")?.with(read("fixed-processors")?),
+        ),
         ("root-emulation", emulating),
     ] {
         let program = compile::compile_for(&profile, &host)?;

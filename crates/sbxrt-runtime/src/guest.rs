@@ -473,9 +473,10 @@ impl Program {
         sys::keep_capabilities(kept).map_err(failed("drop capabilities"))?;
         reset_signals().map_err(failed("reset signals"))?;
         // Last of all: from here on this process may do only what the program may do.
-        if guest.memory == Mechanism::Watchdog {
-            seccomp::install(seccomp::no_memory_files_program())
-                .map_err(failed("load the seccomp filter"))?;
+        let memory_files = guest.memory == Mechanism::Watchdog;
+        let processors = guest.cpus == Mechanism::Affinity;
+        if let Some(program) = seccomp::limits_program(memory_files, processors) {
+            seccomp::install(program).map_err(failed("load the seccomp filter"))?;
         }
         let program = if guest.emulate_root {
             seccomp::root_emulation_program()

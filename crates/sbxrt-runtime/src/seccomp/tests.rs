@@ -15,6 +15,7 @@ const KILL: u32 = 0x8000_0000;
 const EPERM: u32 = 0x0005_0001;
 const ENOSYS: u32 = 0x0005_0026;
 const EAFNOSUPPORT: u32 = 0x0005_0061;
+const EPROTONOSUPPORT: u32 = 0x0005_005d;
 
 /// The exit signal of a plain fork, in the flags of clone.
 const SIGCHLD: u64 = 17;
@@ -165,34 +166,70 @@ fn value(action: Action, errno: Option<u32>) -> u32 {
 // The default policy
 
 #[test]
-fn default_program_says_what_the_profile_says() {
-    let profile = default_profile();
-    for architecture in BOTH {
-        let program = default_for(architecture);
-        let host = Host {
-            architecture,
-            capabilities: &[],
-            kernel: KernelVersion { major: 6, minor: 1 },
-        };
-        let numbers = (0..=600).chain([
-            0x3fff_ffff,
-            0x4000_0000,
-            0x7fff_ffff,
-            0x8000_0000,
-            u32::MAX - 1,
-            u32::MAX,
-        ]);
-        for number in numbers {
-            for argument in [0, 1, 2, 16, 0x5412, 0x1_0000_0001, 0x1000_0000, u64::MAX] {
-                let call = call(architecture, number, [argument; 6]);
-                assert_eq!(
-                    run(&program, &call),
-                    evaluate(&profile, &host, &call),
-                    "{call:x?}"
-                );
+fn a_program_says_what_its_profile_says_of_every_number_and_around_every_constant() {
+    for profile in [default_profile(), emulating_profile()] {
+        for architecture in BOTH {
+            let program = compile(&profile, architecture, &[]).unwrap();
+            let host = Host {
+                architecture,
+                capabilities: &[],
+                kernel: KernelVersion { major: 6, minor: 1 },
+            };
+            let numbers = (0..=600).chain([
+                0x3fff_ffff,
+                0x4000_0000,
+                0x7fff_ffff,
+                0x8000_0000,
+                u32::MAX - 1,
+                u32::MAX,
+            ]);
+            for number in numbers {
+                for arguments in telling_arguments(&profile, architecture, number) {
+                    let call = call(architecture, number, arguments);
+                    assert_eq!(
+                        run(&program, &call),
+                        evaluate(&profile, &host, &call),
+                        "{call:x?}"
+                    );
+                }
             }
         }
     }
+}
+
+/// Every combination of the values, for each argument that a rule for this system call looks at, between which the rule
+/// changes its mind, with clean and with dirty upper halves.
+fn telling_arguments(profile: &Profile, architecture: Architecture, number: u32) -> Vec<[u64; 6]> {
+    let mut values: [BTreeSet<u64>; 6] = std::array::from_fn(|_| BTreeSet::from([0]));
+    let rules = profile.syscalls.iter().filter(|rule| {
+        rule.names
+            .iter()
+            .any(|name| architecture.number(name) == Some(number))
+    });
+    for condition in rules.flat_map(|rule| &rule.args) {
+        let constant = match condition.op {
+            Operator::MaskedEqual => condition.value_two,
+            _ => condition.value,
+        };
+        values[condition.index as usize].extend(
+            [constant.wrapping_sub(1), constant, constant.wrapping_add(1)]
+                .into_iter()
+                .flat_map(|value| [value, value ^ 1 << 32, value ^ 1 << 63]),
+        );
+    }
+    values
+        .iter()
+        .enumerate()
+        .fold(vec![[0; 6]], |all, (index, values)| {
+            let with = |arguments: &[u64; 6], value: u64| {
+                let mut arguments = *arguments;
+                arguments[index] = value;
+                arguments
+            };
+            all.iter()
+                .flat_map(|arguments| values.iter().map(move |&value| with(arguments, value)))
+                .collect()
+        })
 }
 
 #[test]
@@ -205,7 +242,7 @@ fn default_program_is_small() {
     for architecture in BOTH {
         let count = default_for(architecture).instruction_count();
         assert!(
-            count <= 256,
+            count <= 288,
             "{count} instructions: loading costs about 0.3 µs for each"
         );
     }
@@ -503,12 +540,130 @@ fn personality_is_linux_or_a_question() {
 }
 
 #[test]
+fn protocols_are_the_usual_ones() {
+    for name in ["socket", "socketpair"] {
+        for (protocol, verdict) in [
+            (0, ALLOW),
+            (libc::IPPROTO_ICMP, ALLOW),
+            (libc::IPPROTO_TCP, ALLOW),
+            (libc::IPPROTO_UDP, ALLOW),
+            (libc::IPPROTO_ICMPV6, ALLOW),
+            (262, ALLOW), // IPPROTO_MPTCP, which Go's servers ask for
+            (libc::IPPROTO_DCCP, EPROTONOSUPPORT),
+            (libc::IPPROTO_SCTP, EPROTONOSUPPORT),
+            (libc::IPPROTO_UDPLITE, EPROTONOSUPPORT),
+            (115, EPROTONOSUPPORT), // IPPROTO_L2TP
+            (libc::IPPROTO_RAW, EPROTONOSUPPORT),
+        ] {
+            let protocol = u64::try_from(protocol).unwrap();
+            assert_eq!(
+                default_verdict(name, &[2, 1, protocol]),
+                verdict,
+                "{name} {protocol}"
+            );
+        }
+    }
+    assert_eq!(default_verdict("setsockopt", &[3, 6, 31]), 0x0005_005c); // ENOPROTOOPT for TCP_ULP
+    assert_eq!(default_verdict("setsockopt", &[3, 6, 1]), ALLOW); // TCP_NODELAY
+    assert_eq!(default_verdict("setsockopt", &[3, 1, 31]), ALLOW);
+}
+
+#[test]
+fn the_first_process_is_not_the_programs_to_change() {
+    for name in [
+        "prlimit64",
+        "sched_setaffinity",
+        "sched_setattr",
+        "sched_setparam",
+        "sched_setscheduler",
+    ] {
+        for (pid, verdict) in [
+            (0, ALLOW),
+            (1, EPERM),
+            (0xffff_0000_0000_0001, EPERM),
+            (2, ALLOW),
+        ] {
+            assert_eq!(default_verdict(name, &[pid, 7]), verdict, "{name} {pid:#x}");
+        }
+    }
+    for name in ["setpriority", "ioprio_set"] {
+        assert_eq!(default_verdict(name, &[1, 1, 0]), EPERM, "{name}");
+        assert_eq!(default_verdict(name, &[0, 0, 0]), ALLOW, "{name}");
+    }
+}
+
+#[test]
+fn the_limit_on_core_dumps_stays_as_it_is() {
+    const CORE: u64 = libc::RLIMIT_CORE as u64;
+    const NOFILE: u64 = libc::RLIMIT_NOFILE as u64;
+    const POINTER: u64 = 0x7fff_0000_1000;
+    let table = [
+        ("setrlimit", vec![CORE, POINTER], PRETENDED),
+        ("setrlimit", vec![CORE | 1 << 32, POINTER], PRETENDED),
+        ("setrlimit", vec![NOFILE, POINTER], ALLOW),
+        ("prlimit64", vec![0, CORE, POINTER, 0], PRETENDED),
+        ("prlimit64", vec![77, CORE, POINTER, 0], PRETENDED),
+        ("prlimit64", vec![0, CORE, 0, POINTER], ALLOW),
+        ("prlimit64", vec![0, CORE, POINTER, POINTER], EPERM),
+        ("prlimit64", vec![0, NOFILE, POINTER, POINTER], ALLOW),
+    ];
+    for (name, arguments, verdict) in table {
+        assert_eq!(
+            default_verdict(name, &arguments),
+            verdict,
+            "{name} {arguments:x?}"
+        );
+    }
+}
+
+#[test]
+fn descriptors_take_no_leases_and_pipes_stay_small() {
+    const DIRTY: u64 = 1 << 32; // the kernel reads 32 bits
+    for (command, argument, verdict) in [
+        (1024, 0, EPERM), // F_SETLEASE
+        (DIRTY + 1024, 1, EPERM),
+        (1025, 0, ALLOW),    // F_GETLEASE
+        (1031, 4096, ALLOW), // F_SETPIPE_SZ
+        (1031, 65_536, ALLOW),
+        (1031, 65_537, EPERM),
+        (1031, 1 << 20, EPERM),
+        (DIRTY + 1031, 1 << 20, EPERM),
+        (1032, 1 << 20, ALLOW), // F_GETPIPE_SZ
+        (4, 1 << 20, ALLOW),    // F_SETFL
+    ] {
+        assert_eq!(
+            default_verdict("fcntl", &[0, command, argument]),
+            verdict,
+            "{command:#x} {argument}"
+        );
+    }
+}
+
+#[test]
+fn limits_without_a_cgroup_refuse_what_would_undo_them_and_nothing_else() {
+    assert!(limits_program(false, false).is_none());
+    for (memory_files, processors) in [(true, false), (false, true), (true, true)] {
+        let program = limits_program(memory_files, processors).unwrap();
+        for (name, number) in names(Architecture::NATIVE) {
+            let expected = match name {
+                "memfd_create" | "memfd_secret" if memory_files => ENOSYS,
+                "sched_setaffinity" if processors => EPERM,
+                _ => ALLOW,
+            };
+            let call = call(Architecture::NATIVE, number, [0; 6]);
+            assert_eq!(run(program, &call), expected, "{name}");
+        }
+    }
+}
+
+#[test]
 fn terminal_input_cannot_be_forged_even_with_dirty_upper_bits() {
     for (command, verdict) in [
         (0x5412, EPERM),
         (0xdead_beef_0000_5412, EPERM),
         (0x541c, EPERM),
         (0xffff_ffff_0000_541c, EPERM),
+        (0x5423, EPERM), // TIOCSETD
         (0x5401, ALLOW),
         (0x5413, ALLOW),
         (0xffff_5412, ALLOW),
