@@ -279,7 +279,11 @@ fn on_a_file_system_that_is_not_fit_for_a_store_an_image_is_refused_with_the_rea
             Some("read-only file system"),
             "failed",
         ),
-        ("mount -t ramfs none", None, "ok"),
+        (
+            "mount -t ramfs none",
+            Some("extended attributes"),
+            "degraded",
+        ),
     ];
     as_ordinary(|sbxrt, fixtures| {
         let image = fixtures.layout("busybox", "latest");
