@@ -19,5 +19,6 @@ mod login;
 mod output;
 mod readme;
 mod store;
+mod stuck;
 mod sudden_death;
 mod transfer;

@@ -18,6 +18,8 @@ pub enum Need {
     Overlay,
     /// `cgroup`: cgroup v2 alone, and the caller's own cgroup is delegated to it.
     DelegatedCgroup,
+    /// `freezing`: the tests may mount a file system of a file's, and freeze it.
+    Freezing,
     /// `fixtures`: the images of `scripts/fixtures`.
     Fixtures,
     /// `languages`: the images of `rootfs/build`.
@@ -34,6 +36,7 @@ impl Need {
             Self::UserNamespaces => "userns",
             Self::Overlay => "overlay",
             Self::DelegatedCgroup => "cgroup",
+            Self::Freezing => "freezing",
             Self::Fixtures => "fixtures",
             Self::Languages => "languages",
             Self::Registry => "registry",
@@ -56,6 +59,11 @@ impl Need {
                  && mount -t overlay o -o userxattr,lowerdir=/mnt/l,upperdir=/mnt/u,workdir=/mnt/w /mnt/m",
             ]),
             Self::DelegatedCgroup => delegation_missing(),
+            Self::Freezing => failure_of(std::process::Command::new("sh").args([
+                "-ec",
+                "d=$(mktemp -d); trap 'umount -l $d/m 2>&1; rm -rf $d' EXIT; mkdir $d/m; truncate -s 16M $d/f; \
+                 mkfs.ext4 -q $d/f; mount -o loop $d/f $d/m; fsfreeze -f $d/m; fsfreeze -u $d/m",
+            ])),
             Self::Fixtures => unset("SBXRT_TEST_FIXTURES"),
             Self::Languages => unset("SBXRT_TEST_LANGUAGES"),
             Self::Registry => unset("SBXRT_TEST_REGISTRY"),
@@ -105,7 +113,10 @@ fn unset(variable: &str) -> Option<String> {
 
 /// Runs a command as an ordinary user, or as the caller where there is none.
 fn failure(arguments: &[&str]) -> Option<String> {
-    let mut command = Identity::ordinary().command(arguments);
+    failure_of(&mut Identity::ordinary().command(arguments))
+}
+
+fn failure_of(command: &mut std::process::Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).output().unwrap();
     (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).trim().to_owned())
 }

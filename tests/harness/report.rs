@@ -100,6 +100,13 @@ impl Report {
         self.text("/image/digest")
     }
 
+    /// The processes that could not be ended.
+    pub fn leaked(&self) -> Vec<u32> {
+        let pids = self.at("/leaked").as_array().unwrap();
+        let number = |pid: &Value| pid.as_u64().unwrap().try_into().unwrap();
+        pids.iter().map(number).collect()
+    }
+
     fn at(&self, pointer: &str) -> &Value {
         self.0
             .pointer(pointer)

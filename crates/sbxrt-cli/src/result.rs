@@ -30,6 +30,7 @@ pub(crate) struct Document<'a> {
     limits: AllLimits,
     limits_hit: Vec<LimitName>,
     timings_ms: Timings,
+    leaked: &'a [i32],
 }
 
 /// Everything that a [`Document`] is made of.
@@ -102,6 +103,7 @@ impl<'a> Document<'a> {
                 teardown: Milliseconds(report.timings.teardown),
                 total: Milliseconds(account.total_time),
             },
+            leaked: &report.leaked,
         }
     }
 }
@@ -377,6 +379,7 @@ mod tests {
                 prepare: Duration::from_micros(700),
                 ..Phases::default()
             },
+            leaked: Vec::new(),
         }
     }
 

@@ -393,6 +393,9 @@ fn tell(
             "sbxrt: {name} of {total} bytes was cut at {limit}"
         ));
     }
+    if !report.leaked.is_empty() {
+        printer.note(&format!("sbxrt: {}", status::leak(&report.leaked)));
+    }
     for limit in &report.limits_hit {
         // The end says so, or it changed nothing.
         if matches!(limit, LimitName::Scratch) {

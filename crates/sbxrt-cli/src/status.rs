@@ -79,6 +79,16 @@ pub(crate) fn message(termination: &Termination, limits: &Limits) -> String {
     }
 }
 
+/// What is said of processes that cannot be ended.
+pub(crate) fn leak(pids: &[i32]) -> String {
+    let list: Vec<String> = pids.iter().map(ToString::to_string).collect();
+    format!(
+        "the kernel does not let go of what was ended, because a file system does not answer: process {}. It goes when that \
+         does, and `sbxrt gc` then removes what it held",
+        list.join(", ")
+    )
+}
+
 /// Whether people who only see the program's output would not know how it ended.
 pub(crate) fn is_worth_a_word(termination: &Termination) -> bool {
     !matches!(

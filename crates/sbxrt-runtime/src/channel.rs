@@ -23,8 +23,8 @@ use crate::sys;
 
 /// The largest document. Reports with long reasons stay well below it.
 const MESSAGE_LIMIT: usize = 64 << 10;
-/// The most descriptors in one packet.
-const DESCRIPTOR_LIMIT: usize = 8;
+/// The most descriptors in one packet: the kernel's own limit (`SCM_MAX_FD`).
+pub(crate) const DESCRIPTOR_LIMIT: usize = 253;
 
 /// From the launcher to the caller, about one execution.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,7 +32,8 @@ const DESCRIPTOR_LIMIT: usize = 8;
 pub(crate) enum Event {
     /// The program runs. Its terminal, where it has one, comes along.
     Started,
-    /// It is over and nothing of it is left.
+    /// It is over. Processes that are left nevertheless come along, as pidfds: their pids are others in the caller's pid
+    /// namespace.
     Finished(Box<Report>),
     /// It never ran.
     Failed(Failure),
@@ -121,7 +122,8 @@ pub(crate) fn send(
     }
 }
 
-/// Receives one message, or `None` where the peer has closed its end. Waits, unless the socket is non-blocking.
+/// Receives one message, or `None` where the peer has closed its end. Waits, unless the socket is non-blocking. A message
+/// whose descriptors this process has no room for is lost (`ENOBUFS`).
 pub(crate) fn receive<M: DeserializeOwned>(
     socket: BorrowedFd<'_>,
 ) -> io::Result<Option<(M, Vec<OwnedFd>)>> {

@@ -3,12 +3,14 @@
 //!
 //! It takes requests from the caller's socket, forks a [builder](crate::builder) for each, and then waits: for the
 //! end of containers, for orders, for deadlines. It ends when the caller's socket closes, and with it, because it is
-//! the first process of their pid namespace, every process of every container.
+//! the first process of their pid namespace, every process of every container. It never waits for a process alone: one
+//! that the kernel holds, in a file system that does not answer, must hold nobody else.
 //!
 //! This file is the process and its loop; [`run`](self::run) is the life of one execution, [`account`] what is said of it
 //! afterwards.
 
 mod account;
+mod living;
 mod run;
 
 use std::collections::HashSet;
@@ -32,6 +34,9 @@ pub(crate) const CONTROL: i32 = 3;
 /// The descriptor on which it finds the delegated cgroup, where there is one.
 pub(crate) const SUBTREE: i32 = 4;
 
+/// At most so many descriptors does an execution take for as long as it lives, a few more while it starts.
+const DESCRIPTORS_OF_A_RUN: u64 = 16;
+
 /// What a launcher is told when it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Setup {
@@ -43,13 +48,13 @@ pub(crate) struct Setup {
     pub(crate) has_subtree: bool,
 }
 
-/// Runs the launcher until the caller is gone. Returns the exit status.
-pub(crate) fn run() -> i32 {
+/// Runs the launcher until the caller is gone, and ends the process.
+pub(crate) fn run() -> ! {
     let Ok(control) = sys::adopt(CONTROL) else {
-        return 125;
+        sys::exit_now(125)
     };
     let Ok(Some((setup, _))) = channel::receive::<Setup>(control.as_fd()) else {
-        return 125;
+        sys::exit_now(125)
     };
     let (leaves, broken) = match prepare(&setup) {
         Ok(leaves) => (leaves, None),
@@ -57,14 +62,15 @@ pub(crate) fn run() -> i32 {
     };
     let caller_is_root = setup.caller_is_root;
     let mut launcher = Launcher {
-        control,
+        control: Some(control),
         caller_is_root,
         leaves,
         broken,
         runs: Vec::new(),
     };
     launcher.serve();
-    0
+    // Without destructors: the cgroup of what cannot be ended cannot be removed now. The next start does it.
+    sys::exit_now(0)
 }
 
 /// Makes this process's view of the host fit for libcontainer.
@@ -78,6 +84,11 @@ fn prepare(setup: &Setup) -> Result<Option<Leaves>, Failure> {
         sys::duplicate_onto(&null, stream).map_err(|error| Failure::new(STEP, "dup2", error))?;
     }
     nix::unistd::chdir("/").map_err(|error| Failure::new(STEP, "chdir(\"/\")", error))?;
+    // An execution takes some descriptors for as long as it lives; a program gets a limit of its own.
+    let (_, most) = sys::limit(libc::RLIMIT_NOFILE)
+        .map_err(|error| Failure::new(STEP, "getrlimit(RLIMIT_NOFILE)", error))?;
+    sys::set_limit(libc::RLIMIT_NOFILE, most, most)
+        .map_err(|error| Failure::new(STEP, "setrlimit(RLIMIT_NOFILE)", error))?;
     // What programs start with, as in Docker.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_retain(0o022));
     let flags = nix::mount::MsFlags::MS_NOSUID
@@ -136,7 +147,8 @@ fn open_path(path: &Path) -> io::Result<OwnedFd> {
 }
 
 struct Launcher {
-    control: OwnedFd,
+    /// Where requests come from; `None` once the caller is gone.
+    control: Option<OwnedFd>,
     caller_is_root: bool,
     leaves: Option<Leaves>,
     /// Why nothing can be run. Each request is answered with it: the caller does not wait for this process to be ready.
@@ -148,27 +160,20 @@ struct Launcher {
 #[derive(Debug, Clone, Copy)]
 enum Source {
     Control,
-    Caller(usize),
-    BuildEvents(usize),
-    InitEvents(usize),
-    Builder(usize),
-    Init(usize),
+    Run(usize, run::Source),
 }
 
 impl Launcher {
+    /// Serves until the caller is gone and nothing is left, or nothing that could be ended.
     fn serve(&mut self) {
-        loop {
-            match self.wait() {
-                Ok(ready) => {
-                    for source in ready {
-                        if !self.handle(source) {
-                            self.abandon();
-                            return;
-                        }
-                    }
+        while self.control.is_some() || self.runs.iter().any(|run| !run.is_given_up()) {
+            // Without waiting there is no holding of limits: everything ends with this process.
+            let Ok(ready) = self.wait() else { return };
+            for source in ready {
+                match source {
+                    Source::Control => self.accept(),
+                    Source::Run(index, source) => self.handle(index, source),
                 }
-                // Without waiting there is no holding of limits: everything ends with this process.
-                Err(_) => return,
             }
             let now = Instant::now();
             for run in &mut self.runs {
@@ -180,46 +185,19 @@ impl Launcher {
 
     /// Waits until something happens or is due; says what happened.
     fn wait(&self) -> io::Result<Vec<Source>> {
-        let mut sources = vec![(Source::Control, self.control.as_fd())];
-        for (index, run) in self.runs.iter().enumerate() {
-            let entries = [
-                (
-                    Source::BuildEvents(index),
-                    run.build_events.as_ref().map(AsFd::as_fd),
-                ),
-                (
-                    Source::InitEvents(index),
-                    run.init_events
-                        .as_ref()
-                        .filter(|_| run.hears_init)
-                        .map(AsFd::as_fd),
-                ),
-                (
-                    Source::Builder(index),
-                    run.builder.as_ref().map(|child| child.pidfd.as_fd()),
-                ),
-                (
-                    Source::Init(index),
-                    run.init.as_ref().map(|child| child.pidfd.as_fd()),
-                ),
-                (
-                    Source::Caller(index),
-                    run.caller
-                        .as_ref()
-                        .filter(|_| run.hears_caller)
-                        .map(AsFd::as_fd),
-                ),
-            ];
-            sources.extend(
-                entries
-                    .into_iter()
-                    .filter_map(|(source, fd)| Some((source, fd?))),
-            );
-        }
-        let mut polled: Vec<PollFd<'_>> = sources
-            .iter()
-            .map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN))
-            .collect();
+        let control = self
+            .control
+            .as_ref()
+            .map(|fd| (Source::Control, fd.as_fd()));
+        let of_runs = self.runs.iter().enumerate().flat_map(|(index, run)| {
+            run.sources()
+                .map(move |(source, fd)| (Source::Run(index, source), fd))
+        });
+        let (sources, mut polled): (Vec<Source>, Vec<PollFd<'_>>) = control
+            .into_iter()
+            .chain(of_runs)
+            .map(|(source, fd)| (source, PollFd::new(fd, PollFlags::POLLIN)))
+            .unzip();
         let due = self.runs.iter().filter_map(Run::due).min();
         let timeout =
             due.map(|due| TimeSpec::from_duration(due.saturating_duration_since(Instant::now())));
@@ -229,37 +207,38 @@ impl Launcher {
         }
         let ready = polled
             .iter()
-            .zip(&sources)
+            .zip(sources)
             .filter(|(fd, _)| fd.any().unwrap_or(false));
-        Ok(ready.map(|(_, (source, _))| *source).collect())
+        Ok(ready.map(|(_, source)| source).collect())
     }
 
-    /// Handles one event. `false` means that the caller is gone.
-    fn handle(&mut self, source: Source) -> bool {
+    fn handle(&mut self, index: usize, source: run::Source) {
         match source {
-            Source::Control => return self.accept(),
-            Source::Caller(index) => self.runs[index].obey(),
-            Source::BuildEvents(index) => self.runs[index].hear_builder(),
-            Source::InitEvents(index) => {
+            run::Source::Caller => self.runs[index].obey(),
+            run::Source::BuildEvents => self.runs[index].hear_builder(),
+            run::Source::InitEvents => {
                 self.runs[index].hear_init();
             }
-            Source::Init(index) => self.runs[index].reap_init(),
-            Source::Builder(index) => {
-                self.runs[index].reap_builder();
-                self.kill_leftovers();
+            run::Source::Init => self.runs[index].reap_init(),
+            run::Source::Leftovers => self.runs[index].reap_leftovers(),
+            run::Source::Builder => {
+                // One that has succeeded has waited for its own children.
+                if self.runs[index].reap_builder() != Some(0) {
+                    self.kill_leftovers(index);
+                }
             }
         }
-        true
     }
 
-    /// Takes a request. `false` means that the caller is gone.
-    fn accept(&mut self) -> bool {
-        let mut descriptors = match channel::receive::<Submission>(self.control.as_fd()) {
+    /// Takes a request, or notices that the caller is gone.
+    fn accept(&mut self) {
+        let Some(control) = &self.control else { return };
+        let mut descriptors = match channel::receive::<Submission>(control.as_fd()) {
             Ok(Some((Submission, descriptors))) => descriptors.into_iter(),
-            Ok(None) | Err(_) => return false,
+            Ok(None) | Err(_) => return self.desert(),
         };
         let (Some(request), Some(caller)) = (descriptors.next(), descriptors.next()) else {
-            return true;
+            return;
         };
         let streams = [descriptors.next(), descriptors.next(), descriptors.next()];
         match self.start(request, streams) {
@@ -270,18 +249,28 @@ impl Launcher {
             // Where the caller does not listen any more, nobody wants to know.
             Err(failure) => drop(channel::send(caller.as_fd(), &Event::Failed(failure), &[])),
         }
-        true
     }
 
     fn start(&self, request: OwnedFd, streams: [Option<OwnedFd>; 3]) -> Result<Run, Failure> {
-        match &self.broken {
-            Some(failure) => Err(failure.clone()),
-            None => Run::start(request, streams, self.leaves.as_ref(), self.caller_is_root),
+        if let Some(failure) = &self.broken {
+            return Err(failure.clone());
         }
+        let under_way = self.runs.len() as u64;
+        let (most, _) = sys::limit(libc::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
+        if DESCRIPTORS_OF_A_RUN * (under_way + 2) > most {
+            return Err(Failure::reason(
+                "take the request",
+                "open files",
+                format!(
+                    "{under_way} executions are under way, and the hard limit on open files of {most} allows no more"
+                ),
+            ));
+        }
+        Run::start(request, streams, self.leaves.as_ref(), self.caller_is_root)
     }
 
-    /// Ends what a dead builder has left: its children have become this process's, and belong to no execution.
-    fn kill_leftovers(&mut self) {
+    /// Ends what the dead builder of an execution has left: its children have become this process's.
+    fn kill_leftovers(&mut self, index: usize) {
         // In this order: a builder reports before it ends, so whoever is a child of this process by now is known once all
         // reports are heard, unless it is left over.
         let Ok(children) = std::fs::read_to_string("/proc/self/task/1/children") else {
@@ -290,46 +279,22 @@ impl Launcher {
         for run in &mut self.runs {
             run.hear_builder();
         }
-        let owned: HashSet<libc::pid_t> = self
-            .runs
-            .iter()
-            .flat_map(|run| [&run.builder, &run.init])
-            .flatten()
-            .map(|child| child.pid)
-            .collect();
-        for pid in children
+        let owned: HashSet<libc::pid_t> = self.runs.iter().flat_map(Run::children).collect();
+        let children = children
             .split_ascii_whitespace()
-            .filter_map(|pid| pid.parse().ok())
-        {
-            if !owned.contains(&pid) {
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGKILL,
-                );
-                drop(sys::wait_for(pid));
-            }
+            .filter_map(|pid| pid.parse().ok());
+        for pid in children.filter(|pid| !owned.contains(pid)) {
+            self.runs[index].adopt_leftover(pid);
         }
     }
 
-    /// The caller is gone: ends everything, so that the cgroups can be removed before this process ends too.
-    fn abandon(&mut self) {
-        for child in self
-            .runs
-            .iter()
-            .flat_map(|run| [&run.builder, &run.init])
-            .flatten()
-        {
-            child.kill();
+    /// The caller is gone: ends everything, and goes on until it has ended, so that the cgroups can be removed before this
+    /// process ends too.
+    fn desert(&mut self) {
+        self.control = None;
+        for run in &mut self.runs {
+            run.desert();
         }
-        for child in self
-            .runs
-            .iter()
-            .flat_map(|run| [&run.builder, &run.init])
-            .flatten()
-        {
-            drop(sys::wait_for(child.pid));
-        }
-        self.runs.clear();
     }
 }
 

@@ -172,6 +172,10 @@ pub struct Report {
     pub root_emulated: bool,
     /// How long each phase took.
     pub timings: Timings,
+    /// The processes, by their pids as the caller sees them, that were ended and are still there 2 s later, for the kernel
+    /// makes them wait for something that does not answer: a frozen file system, a dead FUSE or network server. They go by
+    /// themselves when it does, their cgroup with them or at a later start. At most 253; none, but for that.
+    pub leaked: Vec<i32>,
 }
 
 #[cfg(test)]

@@ -4,6 +4,10 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
 
 use crate::cgroup::Subtree;
 use crate::channel::{self, Event, Order};
@@ -25,7 +29,7 @@ pub fn init() {
     if arguments.next().is_some_and(|name| name == ARGUMENT) && arguments.next().is_none() {
         // Nothing may unwind into code of the embedding program.
         std::panic::set_hook(Box::new(|_| std::process::abort()));
-        sys::exit_now(crate::launcher::run());
+        crate::launcher::run();
     }
 }
 
@@ -90,13 +94,53 @@ impl Launcher {
     }
 }
 
+/// How long a launcher may take to end everything. It bounds itself; this is for one that is stopped or starved.
+const FAREWELL_DEADLINE: Duration = Duration::from_secs(30);
+/// How long it may take to be gone when it has ended everything, or all that can be ended.
+const EXIT_PATIENCE: Duration = Duration::from_secs(1);
+
 impl Drop for Launcher {
     fn drop(&mut self) {
-        // It ends when the socket closes; a launcher that does not is ended.
-        let _ =
-            nix::sys::socket::shutdown(self.control.as_raw_fd(), nix::sys::socket::Shutdown::Both);
-        drop(sys::wait_for(self.pid));
+        // It ends everything when it reads the end of this socket. Its own end closes the other side first, and then waits
+        // for what the kernel does not let go of, which nobody else should.
+        let shutdown = nix::sys::socket::Shutdown::Write;
+        let _ = nix::sys::socket::shutdown(self.control.as_raw_fd(), shutdown);
+        let has_ended = await_readable(self.control.as_fd(), FAREWELL_DEADLINE);
+        let gone = sys::pidfd_open(self.pid).is_ok_and(|pidfd| {
+            if !has_ended {
+                drop(sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL));
+            }
+            await_readable(pidfd.as_fd(), EXIT_PATIENCE)
+        });
+        let pid = self.pid;
+        if gone {
+            drop(sys::wait_for(pid));
+        } else {
+            // Later, or never: this process's end does as well.
+            let waiting = std::thread::Builder::new().name("sbxrt-reaper".to_owned());
+            drop(waiting.spawn(move || drop(sys::wait_for(pid))));
+        }
     }
+}
+
+/// Waits until there is something to read from `fd`, or its end; says whether it was in time.
+fn await_readable(fd: BorrowedFd<'_>, limit: Duration) -> bool {
+    let end = Instant::now() + limit;
+    loop {
+        let left = TimeSpec::from_duration(end.saturating_duration_since(Instant::now()));
+        match ppoll(&mut [PollFd::new(fd, PollFlags::POLLIN)], Some(left), None) {
+            Err(nix::errno::Errno::EINTR) => {}
+            result => return result.is_ok_and(|ready| ready > 0),
+        }
+    }
+}
+
+/// The pid of the process behind `pidfd`, as this process sees it. None where it has ended.
+fn pid_of(pidfd: &OwnedFd) -> Option<i32> {
+    let info = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let info = std::fs::read_to_string(info).ok()?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
+    pid.trim().parse().ok().filter(|&pid| pid > 0)
 }
 
 /// An execution under way. Dropping it ends the program.
@@ -112,7 +156,7 @@ pub struct Run {
 pub enum Progress {
     /// The program runs. Where a terminal was asked for, this is its master side.
     Started(Option<OwnedFd>),
-    /// It is over, and nothing of it is left.
+    /// It is over, and nothing of it is left but what [`Report::leaked`] names.
     Finished(Box<Report>),
 }
 
@@ -127,7 +171,10 @@ impl Run {
             Some((Event::Started, descriptors)) => {
                 Ok(Progress::Started(descriptors.into_iter().next()))
             }
-            Some((Event::Finished(report), _)) => Ok(Progress::Finished(report)),
+            Some((Event::Finished(mut report), left)) => {
+                report.leaked = left.iter().filter_map(pid_of).collect();
+                Ok(Progress::Finished(report))
+            }
             Some((Event::Failed(failure), _)) => Err(failure.into()),
             None => Err(Error::LauncherGone),
         }

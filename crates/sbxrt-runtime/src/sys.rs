@@ -434,6 +434,13 @@ pub(crate) fn wait_for(pid: libc::pid_t) -> io::Result<c_int> {
     }
 }
 
+/// Reaps the child `pid` if it has ended. `true` where there is none any more.
+pub(crate) fn reap(pid: libc::pid_t) -> bool {
+    let mut status = 0;
+    // SAFETY: `status` is live and writable.
+    unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) != 0 }
+}
+
 /// Reaps one child that has ended, if there is one: its pid and wait status.
 pub(crate) fn reap_any() -> io::Result<Option<(libc::pid_t, c_int)>> {
     let mut status = 0;

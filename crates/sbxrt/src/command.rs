@@ -455,6 +455,8 @@ pub struct Output {
     pub root_emulated: bool,
     /// How long each phase took.
     pub timings: Timings,
+    /// Pids of processes that nobody can end at present: see [`Report::leaked`].
+    pub leaked: Vec<i32>,
 }
 
 impl Output {
@@ -467,6 +469,7 @@ impl Output {
             mut limits_hit,
             root_emulated,
             timings,
+            leaked,
         } = report;
         if output_limit.is_some() {
             enforcement.insert(LimitName::Output, Mechanism::Relay);
@@ -484,6 +487,7 @@ impl Output {
             limits_hit,
             root_emulated,
             timings,
+            leaked,
         }
     }
 }

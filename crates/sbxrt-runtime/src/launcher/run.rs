@@ -9,6 +9,7 @@ use nix::poll::ppoll;
 use nix::sys::time::TimeSpec;
 
 use super::account::{Exit, Facts, Verdict};
+use super::living::{is_over, is_stuck, living};
 use super::null;
 use crate::builder::Build;
 use crate::cgroup::{self, Leaf, Leaves};
@@ -23,6 +24,12 @@ use crate::watchdog::{Watchdog, Watched};
 
 /// How long a builder may take: a root file system on a hanging network mount must not hold the caller for ever.
 const BUILD_DEADLINE: Duration = Duration::from_secs(60);
+/// How long processes may take to end. Those that the kernel holds are then reported as they are, and waited for no more.
+const ENDING_PATIENCE: Duration = Duration::from_secs(2);
+/// How long they may take where the kernel does not seem to hold them: a busy machine takes its time.
+const ENDING_DEADLINE: Duration = Duration::from_secs(20);
+/// How often they are looked at in between.
+const ENDING_PAUSE: Duration = Duration::from_millis(200);
 /// How often the counters of a cgroup are looked at.
 const COUNTERS_PAUSE: Duration = Duration::from_millis(50);
 /// A program that was refused so many forks or threads is not going to stop asking.
@@ -30,9 +37,9 @@ const REFUSED_FORKS_LIMIT: u64 = 1000;
 
 /// A child process that is still to be waited for.
 #[derive(Debug)]
-pub(super) struct Child {
-    pub(super) pid: libc::pid_t,
-    pub(super) pidfd: OwnedFd,
+struct Child {
+    pid: libc::pid_t,
+    pidfd: OwnedFd,
 }
 
 impl Child {
@@ -43,7 +50,7 @@ impl Child {
         Ok(Self { pid, pidfd })
     }
 
-    pub(super) fn kill(&self) {
+    fn kill(&self) {
         // It may have ended; its pid stays taken until it is waited for.
         drop(sys::pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL));
     }
@@ -68,32 +75,43 @@ fn watch_living(pid: libc::pid_t, watched: Watched) -> io::Result<Option<Watchdo
     result
 }
 
-/// Whether the child `pid`, not yet waited for, has ended.
-fn is_over(pid: libc::pid_t) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')')
-        .is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+/// What of an execution may have something to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    Caller,
+    BuildEvents,
+    InitEvents,
+    Builder,
+    Init,
+    Leftovers,
 }
 
-/// One execution, from its request to its report.
+/// One execution, from its request to its report, and beyond where its processes cannot be ended.
 #[derive(Debug)]
 pub(super) struct Run {
     /// Where events go and orders come from.
     pub(super) caller: Option<OwnedFd>,
-    pub(super) hears_caller: bool,
+    hears_caller: bool,
     request: Request,
     mechanisms: BTreeMap<LimitName, Mechanism>,
-    pub(super) builder: Option<Child>,
-    pub(super) build_events: Option<OwnedFd>,
-    pub(super) init: Option<Child>,
-    pub(super) init_events: Option<OwnedFd>,
-    pub(super) hears_init: bool,
+    builder: Option<Child>,
+    build_events: Option<OwnedFd>,
+    init: Option<Child>,
+    init_events: Option<OwnedFd>,
+    hears_init: bool,
+    /// What a dead builder has left.
+    leftovers: Vec<Child>,
     leaf: Option<Leaf>,
     upper_work: Option<UpperWork>,
     watchdog: Option<Watchdog>,
     deadline: Option<Instant>,
     /// When to look at the cgroup's counters.
     look: Option<Instant>,
+    /// Since when its processes are ending.
+    ending: Option<Instant>,
+    /// When to look whether they have got stuck.
+    impatient: Option<Instant>,
+    is_given_up: bool,
     started: Option<Instant>,
     ended: Option<Instant>,
     /// Why the launcher ended it, where it did.
@@ -211,6 +229,7 @@ impl Run {
             init: None,
             init_events: Some(init_events),
             hears_init: true,
+            leftovers: Vec::new(),
             leaf,
             upper_work: request
                 .upper
@@ -219,6 +238,9 @@ impl Run {
             watchdog: None,
             deadline: Some(began + BUILD_DEADLINE),
             look: None,
+            ending: None,
+            impatient: None,
+            is_given_up: false,
             started: None,
             ended: None,
             verdict: None,
@@ -231,11 +253,46 @@ impl Run {
         })
     }
 
+    /// The descriptors to be waited for.
+    pub(super) fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
+        let caller = self.caller.as_ref().filter(|_| self.hears_caller);
+        let init_events = self.init_events.as_ref().filter(|_| self.hears_init);
+        let leftovers = self
+            .leftovers
+            .iter()
+            .map(|child| (Source::Leftovers, Some(&child.pidfd)));
+        [
+            (Source::BuildEvents, self.build_events.as_ref()),
+            (Source::InitEvents, init_events),
+            (
+                Source::Builder,
+                self.builder.as_ref().map(|child| &child.pidfd),
+            ),
+            (Source::Init, self.init.as_ref().map(|child| &child.pidfd)),
+            (Source::Caller, caller),
+        ]
+        .into_iter()
+        .chain(leftovers)
+        .filter_map(|(source, fd)| Some((source, fd?.as_fd())))
+    }
+
+    /// The launcher's children that belong to it.
+    pub(super) fn children(&self) -> impl Iterator<Item = libc::pid_t> {
+        let children = [&self.builder, &self.init].into_iter().flatten();
+        children.chain(&self.leftovers).map(|child| child.pid)
+    }
+
+    /// Whether it has been reported although processes of it are left, which nobody can end.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.is_given_up
+    }
+
     /// When it wants to be looked at.
     pub(super) fn due(&self) -> Option<Instant> {
         [
             self.deadline,
             self.look,
+            self.impatient,
             self.watchdog.as_ref().map(|watchdog| watchdog.next),
         ]
         .into_iter()
@@ -259,6 +316,14 @@ impl Run {
                 self.kill();
             }
             self.deadline = None;
+        }
+        if self.impatient.is_some_and(|look| look <= now) {
+            let stuck = self
+                .ending
+                .is_some_and(|since| now >= since + ENDING_DEADLINE)
+                || self.living().into_iter().any(is_stuck);
+            self.is_given_up = stuck;
+            self.impatient = (!stuck).then_some(now + ENDING_PAUSE);
         }
         if self.look.is_some_and(|look| look <= now) {
             self.look = Some(now + COUNTERS_PAUSE);
@@ -309,10 +374,33 @@ impl Run {
         }
     }
 
-    fn kill(&self) {
+    fn kill(&mut self) {
         for child in [&self.builder, &self.init].into_iter().flatten() {
             child.kill();
         }
+        self.expect_end();
+    }
+
+    /// From now on its processes are ending.
+    fn expect_end(&mut self) {
+        if self.ending.is_none() {
+            let now = Instant::now();
+            self.ending = Some(now);
+            self.impatient = Some(now + ENDING_PATIENCE);
+        }
+    }
+
+    /// Its processes that are still there.
+    fn living(&self) -> Vec<libc::pid_t> {
+        living(&self.children().collect::<Vec<_>>())
+    }
+
+    /// The caller is gone: ends everything, and takes no account of it.
+    pub(super) fn desert(&mut self) {
+        self.hears_caller = false;
+        self.verdict.get_or_insert(Verdict::Cancelled);
+        self.stop_watching();
+        self.kill();
     }
 
     fn stop_watching(&mut self) {
@@ -335,10 +423,7 @@ impl Run {
             }
             Ok(Some((Order::EndOutput, _))) => self.end(Verdict::Output),
             Ok(Some((Order::Cancel, _))) => self.end(Verdict::Cancelled),
-            Ok(None) | Err(_) => {
-                self.hears_caller = false;
-                self.end(Verdict::Cancelled);
-            }
+            Ok(None) | Err(_) => self.desert(),
         }
     }
 
@@ -468,6 +553,7 @@ impl Run {
                 });
                 self.ended = Some(Instant::now());
                 self.stop_watching();
+                self.expect_end();
             }
             Ok(Some((InitEvent::NotExecuted { errno, reason }, _))) => {
                 self.not_executed = Some((errno, reason));
@@ -476,15 +562,38 @@ impl Run {
                 self.failure.get_or_insert(failure);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            Ok(None) | Err(_) => self.hears_init = false,
+            Ok(None) | Err(_) => {
+                // Whoever held the other end has ended, the builder long before.
+                self.hears_init = false;
+                if self.init.is_some() {
+                    self.expect_end();
+                }
+            }
         }
         self.hears_init
     }
 
-    pub(super) fn reap_builder(&mut self) {
-        if let Some(builder) = self.builder.take() {
-            drop(sys::wait_for(builder.pid));
+    /// The builder has ended: its exit status, or none where a signal ended it.
+    pub(super) fn reap_builder(&mut self) -> Option<i32> {
+        let builder = self.builder.take()?;
+        let status = sys::wait_for(builder.pid).ok()?;
+        self.hear_builder();
+        libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status))
+    }
+
+    /// Ends the child `pid` of this process, which the builder has left behind.
+    pub(super) fn adopt_leftover(&mut self, pid: libc::pid_t) {
+        // It is un-waited, so it can be opened, unless there are too many files: then it ends with this process.
+        if let Ok(child) = Child::new(pid) {
+            child.kill();
+            self.leftovers.push(child);
+            self.expect_end();
         }
+    }
+
+    /// Waits for the leftovers that have ended.
+    pub(super) fn reap_leftovers(&mut self) {
+        self.leftovers.retain(|child| !sys::reap(child.pid));
     }
 
     pub(super) fn reap_init(&mut self) {
@@ -498,28 +607,44 @@ impl Run {
         }
     }
 
-    /// Reports and gives up what is left, once both processes are gone. `true` when this execution is over.
+    /// Reports once its processes are gone, or once it is known that they cannot be ended. `true` when nothing is left.
     pub(super) fn finish(&mut self) -> bool {
-        if self.builder.is_some() || self.init.is_some() || self.build_events.is_some() {
+        let is_over = self.children().next().is_none() && self.build_events.is_none();
+        if !is_over && !self.is_given_up {
             return false;
         }
+        let leaked = if is_over { Vec::new() } else { self.leaked() };
         let counters = self.leaf.as_ref().map(Leaf::counters);
-        self.leaf = None;
-        self.upper_work = None;
-        let event = match self.failure.take() {
-            Some(failure) if self.exit.is_none() && self.verdict.is_none() => {
-                Event::Failed(failure)
-            }
-            _ => match self.facts(counters.unwrap_or_default()).report() {
-                Ok(report) => Event::Finished(Box::new(report)),
-                Err(failure) => Event::Failed(failure),
-            },
-        };
-        if let Some(caller) = &self.caller {
-            // A caller that is gone does not want to know.
-            drop(channel::send(caller.as_fd(), &event, &[]));
+        if is_over {
+            self.leaf = None;
+            self.upper_work = None;
         }
-        true
+        // A caller that is gone does not want to know, and one is told once.
+        if let Some(caller) = self.caller.take() {
+            self.stop_watching();
+            let ended = *self.ended.get_or_insert_with(Instant::now);
+            if !is_over {
+                self.timings.teardown = ended.elapsed();
+            }
+            let event = match self.failure.take() {
+                Some(failure) if self.exit.is_none() && self.verdict.is_none() => {
+                    Event::Failed(failure)
+                }
+                _ => match self.facts(counters.unwrap_or_default()).report() {
+                    Ok(report) => Event::Finished(Box::new(report)),
+                    Err(failure) => Event::Failed(failure),
+                },
+            };
+            let leaked: Vec<BorrowedFd<'_>> = leaked.iter().map(AsFd::as_fd).collect();
+            drop(channel::send(caller.as_fd(), &event, &leaked));
+        }
+        is_over
+    }
+
+    /// Descriptors of the processes that are still there, as many as a message carries.
+    fn leaked(&self) -> Vec<OwnedFd> {
+        let living = self.living().into_iter().take(channel::DESCRIPTOR_LIMIT);
+        living.filter_map(|pid| sys::pidfd_open(pid).ok()).collect()
     }
 
     /// What is known of it now that it is over.
