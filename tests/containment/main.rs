@@ -16,6 +16,7 @@ mod leaked_descriptors;
 mod nested_namespaces;
 mod network;
 mod other_users;
+mod outputs;
 mod overwritten_runtime;
 mod proc_writes;
 mod setuid_files;

@@ -17,6 +17,7 @@ mod inside;
 mod limits;
 mod login;
 mod output;
+mod outputs;
 mod readme;
 mod store;
 mod stuck;

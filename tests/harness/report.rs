@@ -95,6 +95,11 @@ impl Report {
         self.number("/usage/memory_peak_bytes")
     }
 
+    /// What was collected.
+    pub fn outputs(&self) -> &[Value] {
+        self.at("/outputs").as_array().map_or(&[], Vec::as_slice)
+    }
+
     /// The image's digest.
     pub fn image_digest(&self) -> &str {
         self.text("/image/digest")

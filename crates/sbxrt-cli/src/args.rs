@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use sbxrt::{LimitName, Mount, Network, Platform, Requirement, Rlimit};
+use sbxrt::{LimitName, Mount, Network, OutputPath, Platform, Requirement, Rlimit};
 
 use crate::build::BuildArguments;
 use crate::commit::CommitArguments;
 use crate::environment::{self, Variable};
 use crate::limit::{self, Bound};
 use crate::mount;
+use crate::output;
 use crate::quantity;
 
 pub(crate) const LIMITS: &str = "Limits (0 or none lifts one)";
@@ -283,6 +284,33 @@ pub(crate) struct RunArguments {
     /// Mount an empty directory in memory, of 64 MiB unless told otherwise
     #[arg(long, value_name = "DESTINATION[:size=SIZE]", value_parser = mount::tmpfs, help_heading = FILES)]
     pub(crate) tmpfs: Vec<Mount>,
+
+    /// Collect a file or directory when the program is over: --json lists it
+    /// with sizes and hashes; COPY is what its copy on this machine is called
+    #[arg(long, value_name = "PATH[:COPY]", value_parser = output::path, help_heading = FILES)]
+    pub(crate) output: Vec<OutputPath>,
+
+    /// Copy outputs that name no copy into this directory
+    #[arg(long, value_name = "DIR", requires = "output", help_heading = FILES)]
+    pub(crate) output_dir: Option<PathBuf>,
+
+    /// Let copies of outputs replace what has their names
+    #[arg(long, requires = "output", help_heading = FILES)]
+    pub(crate) overwrite: bool,
+
+    /// Collect at most this much, holes in files included
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "256m",
+        value_parser = quantity::parse_size,
+        help_heading = FILES
+    )]
+    pub(crate) output_size: u64,
+
+    /// Collect at most this many files, directories and links
+    #[arg(long, value_name = "NUMBER", default_value = "10000", help_heading = FILES)]
+    pub(crate) output_count: usize,
 
     /// Make the root file system read-only, except /tmp and mounts
     #[arg(long, help_heading = FILES)]

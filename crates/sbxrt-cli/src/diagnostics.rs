@@ -188,6 +188,10 @@ fn hint(error: &Error) -> Option<String> {
                 path.display()
             )
         }
+        Error::NoPlaceForOutput { path } => format!(
+            "write --output {}:COPY, name a directory with --output-dir, or list it with --json alone",
+            path.display()
+        ),
         Error::NotARegistry { .. } => {
             "write HOST[:PORT], such as ghcr.io or registry.example.org:5000".to_owned()
         }
@@ -326,6 +330,12 @@ fn runtime_hint(error: &RuntimeError) -> Option<String> {
                 failure.subject
             ),
             "open a volume" => "the source must be there and readable for you".to_owned(),
+            "prepare an output" if failure.errno == Some(nix::libc::EEXIST) => {
+                "choose another name for the copy, or add --overwrite".to_owned()
+            }
+            "prepare an output" => {
+                "name a path inside, and for its copy a directory that you may write to".to_owned()
+            }
             "resolve the user" => "write numbers, such as -u 1000:1000".to_owned(),
             "open a layer of the image" => {
                 "the store is damaged; type `sbxrt verify --repair`, and pull the image again"
@@ -429,6 +439,7 @@ mod tests {
                 path: "/nonexistent".into(),
                 source: io::Error::from_raw_os_error(2),
             },
+            Error::NoPlaceForOutput { path: "out".into() },
             Error::EnvironmentLine {
                 path: "env".into(),
                 line: 3,

@@ -47,6 +47,9 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
+    /// Nobody has said where the copy of an output goes.
+    #[error("no place for a copy of {}", path.display())]
+    NoPlaceForOutput { path: PathBuf },
     /// Two mounts have one destination.
     #[error("two mounts on {}", destination.display())]
     MountedTwice { destination: PathBuf },

@@ -23,6 +23,7 @@ mod login;
 mod logout;
 mod man;
 mod mount;
+mod output;
 mod printer;
 mod progress;
 mod pull;

@@ -9,6 +9,7 @@ use sbxrt::{Image, LimitName, Limits, Mechanism, PeakSource, Report, Termination
 use serde::{Serialize, Serializer};
 
 use crate::diagnostics::Diagnostic;
+use crate::output;
 use crate::relay::Relayed;
 use crate::status;
 
@@ -26,6 +27,7 @@ pub(crate) struct Document<'a> {
     exit_code: u8,
     stdout: Stream,
     stderr: Stream,
+    outputs: Vec<output::Entry<'a>>,
     usage: Usage,
     limits: AllLimits,
     limits_hit: Vec<LimitName>,
@@ -83,6 +85,7 @@ impl<'a> Document<'a> {
             exit_code: status::exit_code(&report.termination),
             stdout: Stream::new(stdout),
             stderr: Stream::new(stderr),
+            outputs: report.outputs.iter().map(output::Entry::new).collect(),
             usage: Usage {
                 wall_ms: Milliseconds(report.usage.wall_time),
                 user_ms: Milliseconds(report.usage.user_time),
@@ -101,6 +104,7 @@ impl<'a> Document<'a> {
                 start: Milliseconds(report.timings.start),
                 run: Milliseconds(report.usage.wall_time),
                 teardown: Milliseconds(report.timings.teardown),
+                collect: Milliseconds(report.timings.collect),
                 total: Milliseconds(account.total_time),
             },
             leaked: &report.leaked,
@@ -309,6 +313,7 @@ struct Timings {
     start: Milliseconds,
     run: Milliseconds,
     teardown: Milliseconds,
+    collect: Milliseconds,
     total: Milliseconds,
 }
 
@@ -326,7 +331,7 @@ impl Serialize for Milliseconds {
 
 #[cfg(test)]
 mod tests {
-    use sbxrt::Timings as Phases;
+    use sbxrt::{FileKind, OutputFile, Timings as Phases};
     use serde_json::{Value, json};
 
     use super::*;
@@ -375,6 +380,28 @@ mod tests {
             .into(),
             limits_hit: Vec::new(),
             root_emulated: false,
+            outputs: vec![
+                OutputFile {
+                    path: "/out/answer".into(),
+                    kind: FileKind::File,
+                    size: 3,
+                    mode: 0o644,
+                    sha256: Some("ab".repeat(32)),
+                    target: None,
+                    copied_to: Some("answer".into()),
+                    refused: None,
+                },
+                OutputFile {
+                    path: "/out/fifo".into(),
+                    kind: FileKind::Fifo,
+                    size: 0,
+                    mode: 0o600,
+                    sha256: None,
+                    target: None,
+                    copied_to: None,
+                    refused: Some("neither a file nor a directory nor a link".to_owned()),
+                },
+            ],
             timings: Phases {
                 prepare: Duration::from_micros(700),
                 ..Phases::default()

@@ -23,7 +23,7 @@ use crate::relay::{self, Relayed, Sink};
 use crate::result::{Account, Document, Failed};
 use crate::signals::Signals;
 use crate::terminal::{self, RawMode};
-use crate::{environment, location, mount, pull, status};
+use crate::{environment, location, mount, output, pull, status};
 
 /// Runs a command in a sandbox; the exit status. `began` is when this process did.
 pub(crate) fn run(arguments: RunArguments, began: Instant) -> u8 {
@@ -58,6 +58,7 @@ fn execute(arguments: RunArguments, printer: Printer, began: Instant) -> Result<
         return Err(Error::NotATerminal);
     }
     let (limits, output_limit) = limits(&arguments);
+    let outputs = output::resolve(&arguments)?;
     let mounts = mount::resolve([arguments.volume, arguments.mount, arguments.tmpfs].concat())?;
     let variables = environment::collect(&arguments.env_file, &arguments.env)?;
     let mut words = arguments.image_and_command.into_iter();
@@ -115,6 +116,7 @@ fn execute(arguments: RunArguments, printer: Printer, began: Instant) -> Result<
     if let Some(name) = arguments.name {
         command = command.name(name);
     }
+    command = command.outputs(outputs);
     if tty {
         command = command.terminal(terminal::size());
     }
@@ -173,6 +175,7 @@ fn execute(arguments: RunArguments, printer: Printer, began: Instant) -> Result<
         output_limit,
         [&stdout, &stderr],
     );
+    output::tell(printer, &report.outputs);
     for (stream, relayed) in [("standard output", stdout), ("standard error", stderr)] {
         if let Some(source) = relayed.failure {
             return Err(Error::Output { stream, source });

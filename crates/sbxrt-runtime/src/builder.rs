@@ -5,7 +5,7 @@
 //! When it has gone, the container's first process is the launcher's child.
 
 use std::io::{Read, Seek, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -38,15 +38,17 @@ impl Build<'_> {
     pub(crate) fn run(self, launcher: BorrowedFd<'_>) -> i32 {
         let (event, status) = match self.build() {
             Ok(event) => (event, 0),
-            Err(failure) => (BuildEvent::Failed(failure), 1),
+            Err(failure) => ((BuildEvent::Failed(failure), None), 1),
         };
-        match channel::send(launcher, &event, &[]) {
+        let (event, tree) = event;
+        let tree: Vec<BorrowedFd<'_>> = tree.iter().map(AsFd::as_fd).collect();
+        match channel::send(launcher, &event, &tree) {
             Ok(()) => status,
             Err(_) => 1,
         }
     }
 
-    fn build(self) -> Result<BuildEvent, Failure> {
+    fn build(self) -> Result<(BuildEvent, Option<OwnedFd>), Failure> {
         const STEP: &str = "create the container";
         let began = Instant::now();
         unshare(CloneFlags::CLONE_NEWNS)
@@ -107,11 +109,12 @@ impl Build<'_> {
         container
             .start()
             .map_err(|error| journal.explain("start the container", &error))?;
-        Ok(BuildEvent::Created {
+        let event = BuildEvent::Created {
             pid,
             prepare_micros,
             create_micros,
-        })
+        };
+        Ok((event, assembled.kept))
     }
 }
 

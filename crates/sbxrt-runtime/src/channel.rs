@@ -34,7 +34,12 @@ pub(crate) enum Event {
     Started,
     /// It is over. Processes that are left nevertheless come along, as pidfds: their pids are others in the caller's pid
     /// namespace.
-    Finished(Box<Report>),
+    ///
+    /// Before them comes the list of outputs, as [`enclose`] writes it, where there is one.
+    Finished {
+        report: Box<Report>,
+        has_outputs: bool,
+    },
     /// It never ran.
     Failed(Failure),
 }
@@ -55,7 +60,8 @@ pub(crate) enum Order {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum BuildEvent {
-    /// The container's first process exists, by this pid, and has been told to go on.
+    /// The container's first process exists, by this pid, and has been told to go on. Where outputs are asked for, the tree
+    /// that they are in comes along.
     Created {
         pid: i32,
         prepare_micros: u64,
@@ -158,10 +164,21 @@ pub(crate) fn receive<M: DeserializeOwned>(
 
 /// Puts `document` in a memory file, for what does not fit in a packet.
 pub(crate) fn enclose(document: &impl Serialize) -> io::Result<OwnedFd> {
-    let mut file = std::fs::File::from(memfd_create(c"request", MFdFlags::MFD_CLOEXEC)?);
+    let file = memory_file()?;
+    write_document(file.as_fd(), document)?;
+    Ok(file)
+}
+
+/// An empty memory file, for [`write_document`] by another process.
+pub(crate) fn memory_file() -> io::Result<OwnedFd> {
+    Ok(memfd_create(c"document", MFdFlags::MFD_CLOEXEC)?)
+}
+
+/// Writes what [`disclose`] reads.
+pub(crate) fn write_document(file: BorrowedFd<'_>, document: &impl Serialize) -> io::Result<()> {
+    let mut file = std::fs::File::from(file.try_clone_to_owned()?);
     file.write_all(&serde_json::to_vec(document)?)?;
-    file.rewind()?;
-    Ok(file.into())
+    file.rewind()
 }
 
 /// Reads back what [`enclose`] wrote.

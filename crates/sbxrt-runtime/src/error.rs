@@ -91,7 +91,7 @@ impl Failure {
 }
 
 /// The message with the symbolic name of the error in front, as strace prints it.
-fn describe(error: &io::Error) -> String {
+pub(crate) fn describe(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(number) => {
             let errno = nix::errno::Errno::from_raw(number);

@@ -10,6 +10,7 @@
 //! afterwards.
 
 mod account;
+mod collection;
 mod living;
 mod run;
 
@@ -23,6 +24,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 
+use self::collection::Collection;
 use self::run::Run;
 use crate::cgroup::{self, Leaves};
 use crate::channel::{self, Event};
@@ -220,6 +222,7 @@ impl Launcher {
                 self.runs[index].hear_init();
             }
             run::Source::Init => self.runs[index].reap_init(),
+            run::Source::Collector => self.runs[index].reap_collector(),
             run::Source::Leftovers => self.runs[index].reap_leftovers(),
             run::Source::Builder => {
                 // One that has succeeded has waited for its own children.
@@ -233,17 +236,20 @@ impl Launcher {
     /// Takes a request, or notices that the caller is gone.
     fn accept(&mut self) {
         let Some(control) = &self.control else { return };
-        let mut descriptors = match channel::receive::<Submission>(control.as_fd()) {
-            Ok(Some((Submission, descriptors))) => descriptors.into_iter(),
-            Ok(None) | Err(_) => return self.desert(),
+        let received = channel::receive::<Submission>(control.as_fd());
+        let Ok(Some((submission, descriptors))) = received else {
+            return self.desert();
         };
+        let mut descriptors = descriptors.into_iter();
         let (Some(request), Some(caller)) = (descriptors.next(), descriptors.next()) else {
             return;
         };
+        let destinations = descriptors.by_ref().take(submission.destinations).collect();
         let streams = [descriptors.next(), descriptors.next(), descriptors.next()];
         match self.start(request, streams) {
             Ok(mut run) => {
                 run.caller = Some(caller);
+                run.collection = Collection::new(destinations);
                 self.runs.push(run);
             }
             // Where the caller does not listen any more, nobody wants to know.
@@ -307,7 +313,9 @@ fn null() -> io::Result<OwnedFd> {
     )?)
 }
 
-/// The packet that carries a request's descriptors: the request itself, the execution's socket, and the program's
-/// standard streams unless it has a terminal.
+/// The packet that carries a request's descriptors: the request itself, the execution's socket, the directories that copies
+/// of its outputs go to, and the program's standard streams unless it has a terminal.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(crate) struct Submission;
+pub(crate) struct Submission {
+    pub(crate) destinations: usize,
+}

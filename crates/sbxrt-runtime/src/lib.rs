@@ -20,6 +20,7 @@ mod channel;
 mod error;
 mod guest;
 mod launcher;
+mod outputs;
 mod overlay;
 pub mod probe;
 mod report;
@@ -34,6 +35,7 @@ mod user;
 mod watchdog;
 
 pub use error::{Error, Failure, Result};
+pub use outputs::{FileKind, OutputFile, OutputLimits, OutputPath, Outputs};
 pub use report::{Evidence, PeakSource, Report, Sender, Space, Termination, Timings, Usage};
 pub use request::{
     LimitName, Limits, Mechanism, Mount, MountSource, Network, Process, Request, Requirement,

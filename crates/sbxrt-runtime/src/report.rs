@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::outputs::OutputFile;
 use crate::request::{LimitName, Mechanism};
 
 /// How an execution ended.
@@ -152,6 +153,8 @@ pub struct Timings {
     pub start: Duration,
     /// From the end of the program to the end of the last process.
     pub teardown: Duration,
+    /// From there until the last output was collected.
+    pub collect: Duration,
 }
 
 /// The whole account of one execution.
@@ -170,6 +173,9 @@ pub struct Report {
     /// Whether root was emulated ([`Request::emulate_root`](crate::Request::emulate_root)): then a success of `chown` and
     /// the like means nothing.
     pub root_emulated: bool,
+    /// What was found where the request asked for outputs, in the order of the request and of the names' bytes.
+    #[serde(skip)]
+    pub outputs: Vec<OutputFile>,
     /// How long each phase took.
     pub timings: Timings,
     /// The processes, by their pids as the caller sees them, that were ended and are still there 2 s later, for the kernel

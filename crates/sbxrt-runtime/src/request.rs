@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::outputs::Outputs;
+
 /// One execution, complete: nothing else of the caller's (environment, working directory, descriptors) gets in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Request {
@@ -46,6 +48,8 @@ pub struct Request {
     pub network: Network,
     /// Upper bounds on what the program may use.
     pub limits: Limits,
+    /// Files that are collected when it is over.
+    pub outputs: Outputs,
     /// Limits that must be held by a certain mechanism, or else the run is refused.
     pub require: BTreeMap<LimitName, Requirement>,
 }

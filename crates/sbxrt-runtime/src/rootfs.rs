@@ -71,6 +71,8 @@ pub(crate) struct Assembled {
     pub(crate) bundle: PathBuf,
     /// An empty directory for libcontainer's state.
     pub(crate) state: PathBuf,
+    /// The same mounts once more, where something is to be collected when the container is gone.
+    pub(crate) kept: Option<OwnedFd>,
 }
 
 /// A mount whose source is open.
@@ -112,10 +114,11 @@ pub(crate) fn assemble(request: &Request) -> Result<Assembled, Failure> {
     };
 
     let base = cover(request.limits.scratch_bytes)?;
-    let assembled = Assembled {
+    let mut assembled = Assembled {
         root: base.join("root"),
         bundle: base.join("bundle"),
         state: base.join("state"),
+        kept: None,
     };
     for directory in [&assembled.root, &assembled.bundle, &assembled.state] {
         make_directory(directory, 0o755)?;
@@ -171,6 +174,10 @@ pub(crate) fn assemble(request: &Request) -> Result<Assembled, Failure> {
             error,
         )
     })?;
+    if !request.outputs.paths.is_empty() {
+        let failed = |error| Failure::new(STEP, "keep the outputs", error);
+        assembled.kept = Some(sys::clone_tree(root.as_fd(), c"", true).map_err(failed)?);
+    }
     Ok(assembled)
 }
 

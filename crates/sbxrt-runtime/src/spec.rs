@@ -249,6 +249,7 @@ mod tests {
             hostname: "box".to_owned(),
             network,
             limits: Limits::default(),
+            outputs: crate::Outputs::default(),
             require: std::collections::BTreeMap::new(),
         }
     }

@@ -77,14 +77,20 @@ impl Launcher {
     ///
     /// # Errors
     ///
-    /// Fails where the launcher is gone. What is wrong with the request itself is told by the [`Run`].
+    /// Fails where the launcher is gone, and where an output's copy could not be made (it exists, or its directory does not).
+    /// What else is wrong with the request is told by the [`Run`].
     pub fn run(&self, request: &Request, streams: Option<&[OwnedFd; 3]>) -> Result<Run> {
+        let destinations = request.outputs.open_destinations()?;
         let document = channel::enclose(request)
             .map_err(|error| Failure::new("hand the request over", "memfd_create", error))?;
         let (ours, theirs) = channel::pair().map_err(Error::Channel)?;
         let mut descriptors = vec![document.as_fd(), theirs.as_fd()];
+        descriptors.extend(destinations.iter().map(AsFd::as_fd));
+        let submission = Submission {
+            destinations: destinations.len(),
+        };
         descriptors.extend(streams.into_iter().flatten().map(AsFd::as_fd));
-        channel::send(self.control.as_fd(), &Submission, &descriptors).map_err(|source| {
+        channel::send(self.control.as_fd(), &submission, &descriptors).map_err(|source| {
             match source.raw_os_error() {
                 Some(libc::EPIPE | libc::ECONNRESET) => Error::LauncherGone,
                 _ => Error::Channel(source),
@@ -171,7 +177,16 @@ impl Run {
             Some((Event::Started, descriptors)) => {
                 Ok(Progress::Started(descriptors.into_iter().next()))
             }
-            Some((Event::Finished(mut report), left)) => {
+            Some((
+                Event::Finished {
+                    mut report,
+                    has_outputs,
+                },
+                mut left,
+            )) => {
+                if has_outputs && !left.is_empty() {
+                    report.outputs = channel::disclose(left.remove(0)).map_err(Error::Channel)?;
+                }
                 report.leaked = left.iter().filter_map(pid_of).collect();
                 Ok(Progress::Finished(report))
             }

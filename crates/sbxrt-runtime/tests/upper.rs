@@ -157,6 +157,7 @@ impl Bench {
                 wall_time: Some(Duration::from_secs(60)),
                 ..Limits::default()
             },
+            outputs: sbxrt_runtime::Outputs::default(),
             require: BTreeMap::new(),
         }
     }

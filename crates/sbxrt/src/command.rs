@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use sbxrt_runtime::{
-    Evidence, LimitName, Limits, Mechanism, Process, Progress, Report, Request, Run, Termination,
-    Timings, Usage, WindowSize,
+    Evidence, LimitName, Limits, Mechanism, OutputFile, OutputLimits, OutputPath, Outputs, Process,
+    Progress, Report, Request, Run, Termination, Timings, Usage, WindowSize,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
@@ -72,6 +72,7 @@ pub struct Command {
     stdin: Stdin,
     output_limit: Option<u64>,
     terminal: Option<WindowSize>,
+    outputs: Outputs,
 }
 
 impl Command {
@@ -86,6 +87,7 @@ impl Command {
             // As much as a caller wants to hold in memory by accident.
             output_limit: Some(10 << 20),
             terminal: None,
+            outputs: Outputs::default(),
         }
     }
 
@@ -123,6 +125,51 @@ impl Command {
     /// 10 MiB. What comes after is read, counted and dropped.
     pub fn output_limit(mut self, bytes: Option<u64>) -> Self {
         self.output_limit = bytes;
+        self
+    }
+
+    /// Collects a file or directory when the program is over, however it ended: its size, its hash, and what is below it
+    /// ([`Output::files`]). `path` is one inside, relative to the working directory unless it is absolute.
+    ///
+    /// Links are not followed out of what is collected, and devices, FIFOs and sockets not opened. [`OutputLimits`] bound
+    /// it; what is beyond them is refused, and the refusal told, file by file. Nothing is collected of a run that is
+    /// cancelled.
+    pub fn output_path(mut self, path: impl Into<PathBuf>) -> Self {
+        self.outputs.paths.push(OutputPath {
+            path: path.into(),
+            copy_to: None,
+        });
+        self
+    }
+
+    /// The same, and copies it to the host: `copy` is the name that the copy gets, in a directory that exists. Copies belong
+    /// to the caller, who can read and write them, and have no set-user-ID bits; holes stay holes.
+    ///
+    /// Where `copy` leads to is settled by [`spawn`](Self::spawn), which fails where something has that name already.
+    pub fn output_copy(mut self, path: impl Into<PathBuf>, copy: impl Into<PathBuf>) -> Self {
+        self.outputs.paths.push(OutputPath {
+            path: path.into(),
+            copy_to: Some(copy.into()),
+        });
+        self
+    }
+
+    /// Sets everything about outputs at once, in the place of what was set before.
+    pub fn outputs(mut self, outputs: Outputs) -> Self {
+        self.outputs = outputs;
+        self
+    }
+
+    /// Sets the bounds on what is collected. Default: [`OutputLimits::default`].
+    pub fn output_limits(mut self, limits: OutputLimits) -> Self {
+        self.outputs.limits = limits;
+        self
+    }
+
+    /// Lets copies of outputs take the place of what has their names. Files are replaced when the copy is complete, and
+    /// directories added to. Default: nothing is ever replaced.
+    pub fn overwrite_outputs(mut self, overwrite: bool) -> Self {
+        self.outputs.overwrite = overwrite;
         self
     }
 
@@ -218,6 +265,7 @@ impl Command {
             hostname,
             network: policy.network,
             limits: policy.limits.clone(),
+            outputs: self.outputs.clone(),
             require: policy.require.clone(),
         })
     }
@@ -453,6 +501,9 @@ pub struct Output {
     /// Whether root was emulated ([`SandboxBuilder::emulate_root`](crate::SandboxBuilder::emulate_root)): then a success of
     /// `chown` and the like means nothing.
     pub root_emulated: bool,
+    /// What was found where [`Command::output_path`] asked for it: each file, directory and link, and everything that was
+    /// refused with the reason.
+    pub files: Vec<OutputFile>,
     /// How long each phase took.
     pub timings: Timings,
     /// Pids of processes that nobody can end at present: see [`Report::leaked`].
@@ -468,6 +519,7 @@ impl Output {
             mut enforcement,
             mut limits_hit,
             root_emulated,
+            outputs,
             timings,
             leaked,
         } = report;
@@ -486,6 +538,7 @@ impl Output {
             enforcement,
             limits_hit,
             root_emulated,
+            files: outputs,
             timings,
             leaked,
         }

@@ -58,7 +58,7 @@ pub use sbxrt_runtime::Error as RuntimeError;
 /// What the host lets sbxrt do, found by trying.
 pub use sbxrt_runtime::probe;
 pub use sbxrt_runtime::{
-    Evidence, Failure, LimitName, Limits, Mechanism, Mount, MountSource, Network, PeakSource,
-    Report, Requirement, Rlimit, RlimitResource, Termination, Timings, UnknownName, Usage,
-    WindowSize, init,
+    Evidence, Failure, FileKind, LimitName, Limits, Mechanism, Mount, MountSource, Network,
+    OutputFile, OutputLimits, OutputPath, Outputs, PeakSource, Report, Requirement, Rlimit,
+    RlimitResource, Termination, Timings, UnknownName, Usage, WindowSize, init,
 };

@@ -120,6 +120,7 @@ impl Facts<'_> {
             enforcement: self.mechanisms.clone(),
             limits_hit: limits_hit.into_iter().collect(),
             root_emulated: self.root_emulated,
+            outputs: Vec::new(),
             timings: self.timings,
             // The caller knows them by other pids.
             leaked: Vec::new(),

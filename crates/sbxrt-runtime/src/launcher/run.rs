@@ -9,6 +9,7 @@ use nix::poll::ppoll;
 use nix::sys::time::TimeSpec;
 
 use super::account::{Exit, Facts, Verdict};
+use super::collection::Collection;
 use super::living::{is_over, is_stuck, living};
 use super::null;
 use crate::builder::Build;
@@ -37,13 +38,13 @@ const REFUSED_FORKS_LIMIT: u64 = 1000;
 
 /// A child process that is still to be waited for.
 #[derive(Debug)]
-struct Child {
-    pid: libc::pid_t,
+pub(super) struct Child {
+    pub(super) pid: libc::pid_t,
     pidfd: OwnedFd,
 }
 
 impl Child {
-    fn new(pid: libc::pid_t) -> io::Result<Self> {
+    pub(super) fn new(pid: libc::pid_t) -> io::Result<Self> {
         let pidfd = sys::pidfd_open(pid)?;
         // A filter around sbxrt may hide this call; limits that could not be held then are found out now.
         sys::pidfd_send_signal(pidfd.as_fd(), 0)?;
@@ -83,6 +84,7 @@ pub(super) enum Source {
     InitEvents,
     Builder,
     Init,
+    Collector,
     Leftovers,
 }
 
@@ -101,6 +103,7 @@ pub(super) struct Run {
     hears_init: bool,
     /// What a dead builder has left.
     leftovers: Vec<Child>,
+    pub(super) collection: Collection,
     leaf: Option<Leaf>,
     upper_work: Option<UpperWork>,
     watchdog: Option<Watchdog>,
@@ -230,6 +233,7 @@ impl Run {
             init_events: Some(init_events),
             hears_init: true,
             leftovers: Vec::new(),
+            collection: Collection::default(),
             leaf,
             upper_work: request
                 .upper
@@ -269,6 +273,10 @@ impl Run {
                 self.builder.as_ref().map(|child| &child.pidfd),
             ),
             (Source::Init, self.init.as_ref().map(|child| &child.pidfd)),
+            (
+                Source::Collector,
+                self.collection.collector().map(|child| &child.pidfd),
+            ),
             (Source::Caller, caller),
         ]
         .into_iter()
@@ -278,8 +286,13 @@ impl Run {
 
     /// The launcher's children that belong to it.
     pub(super) fn children(&self) -> impl Iterator<Item = libc::pid_t> {
-        let children = [&self.builder, &self.init].into_iter().flatten();
-        children.chain(&self.leftovers).map(|child| child.pid)
+        self.running().chain(&self.leftovers).map(|child| child.pid)
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Child> {
+        let collector = self.collection.collector();
+        let children = [self.builder.as_ref(), self.init.as_ref(), collector];
+        children.into_iter().flatten()
     }
 
     /// Whether it has been reported although processes of it are left, which nobody can end.
@@ -303,7 +316,10 @@ impl Run {
     /// Does what is due.
     pub(super) fn tick(&mut self, now: Instant) {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
-            if self.init.is_some() {
+            if self.collection.collector().is_some() {
+                self.collection.refuse("it took too long");
+                self.kill();
+            } else if self.init.is_some() {
                 self.end(Verdict::WallTime);
             } else {
                 self.failure.get_or_insert_with(|| {
@@ -375,9 +391,7 @@ impl Run {
     }
 
     fn kill(&mut self) {
-        for child in [&self.builder, &self.init].into_iter().flatten() {
-            child.kill();
-        }
+        self.running().for_each(Child::kill);
         self.expect_end();
     }
 
@@ -398,6 +412,7 @@ impl Run {
     /// The caller is gone: ends everything, and takes no account of it.
     pub(super) fn desert(&mut self) {
         self.hears_caller = false;
+        self.collection.refuse("the caller is gone");
         self.verdict.get_or_insert(Verdict::Cancelled);
         self.stop_watching();
         self.kill();
@@ -421,8 +436,13 @@ impl Run {
                     drop(channel::send(init.as_fd(), &order, &[]));
                 }
             }
+            // Too late, where only its files are left.
+            Ok(Some((Order::EndOutput, _))) if self.collection.collector().is_some() => {}
             Ok(Some((Order::EndOutput, _))) => self.end(Verdict::Output),
-            Ok(Some((Order::Cancel, _))) => self.end(Verdict::Cancelled),
+            Ok(Some((Order::Cancel, _))) => {
+                self.collection.refuse("the run was cancelled");
+                self.end(Verdict::Cancelled);
+            }
             Ok(None) | Err(_) => self.desert(),
         }
     }
@@ -445,8 +465,9 @@ impl Run {
                     prepare_micros,
                     create_micros,
                 },
-                _,
+                tree,
             ))) => {
+                self.collection.keep(tree.into_iter().next());
                 self.timings.prepare = Duration::from_micros(prepare_micros);
                 self.timings.create = Duration::from_micros(create_micros);
                 if let Err(failure) = self.watch(pid) {
@@ -607,11 +628,33 @@ impl Run {
         }
     }
 
+    pub(super) fn reap_collector(&mut self) {
+        self.timings.collect = self.collection.reap();
+        self.stop_watching();
+    }
+
+    /// Begins to collect outputs, unless that is done.
+    fn collect(&mut self) -> bool {
+        self.deadline = self.collection.begin(&self.request);
+        if self.deadline.is_some() {
+            // Another process, with other patience.
+            (self.ending, self.impatient) = (None, None);
+        }
+        self.deadline.is_some()
+    }
+
     /// Reports once its processes are gone, or once it is known that they cannot be ended. `true` when nothing is left.
     pub(super) fn finish(&mut self) -> bool {
         let is_over = self.children().next().is_none() && self.build_events.is_none();
         if !is_over && !self.is_given_up {
             return false;
+        }
+        if is_over && self.collect() {
+            return false;
+        }
+        if !is_over {
+            self.collection
+                .refuse("processes of the run could not be ended");
         }
         let leaked = if is_over { Vec::new() } else { self.leaked() };
         let counters = self.leaf.as_ref().map(Leaf::counters);
@@ -626,24 +669,33 @@ impl Run {
             if !is_over {
                 self.timings.teardown = ended.elapsed();
             }
+            let outputs = self.collection.finish(&self.request);
             let event = match self.failure.take() {
                 Some(failure) if self.exit.is_none() && self.verdict.is_none() => {
                     Event::Failed(failure)
                 }
                 _ => match self.facts(counters.unwrap_or_default()).report() {
-                    Ok(report) => Event::Finished(Box::new(report)),
+                    Ok(report) => Event::Finished {
+                        report: Box::new(report),
+                        has_outputs: outputs.is_some(),
+                    },
                     Err(failure) => Event::Failed(failure),
                 },
             };
-            let leaked: Vec<BorrowedFd<'_>> = leaked.iter().map(AsFd::as_fd).collect();
-            drop(channel::send(caller.as_fd(), &event, &leaked));
+            let descriptors: Vec<BorrowedFd<'_>> =
+                outputs.iter().chain(&leaked).map(AsFd::as_fd).collect();
+            drop(channel::send(caller.as_fd(), &event, &descriptors));
         }
         is_over
     }
 
     /// Descriptors of the processes that are still there, as many as a message carries.
     fn leaked(&self) -> Vec<OwnedFd> {
-        let living = self.living().into_iter().take(channel::DESCRIPTOR_LIMIT);
+        // One is for the list of outputs.
+        let living = self
+            .living()
+            .into_iter()
+            .take(channel::DESCRIPTOR_LIMIT - 1);
         living.filter_map(|pid| sys::pidfd_open(pid).ok()).collect()
     }
 

@@ -60,6 +60,7 @@ fn execute() -> Result<Report, Error> {
             wall_time: Some(Duration::from_secs(10)),
             ..Limits::default()
         },
+        outputs: crate::Outputs::default(),
         require: BTreeMap::new(),
     };
     let launcher = Launcher::spawn()?;
