@@ -277,7 +277,8 @@ pub(crate) struct RunArguments {
     pub(crate) volume: Vec<Mount>,
 
     /// Mount, spelt out: type=bind|tmpfs,source=,target=,readonly,
-    /// tmpfs-size=
+    /// tmpfs-size=, and subpath= for a path below source that must not lead
+    /// out of it
     #[arg(long, value_name = "FIELDS", value_parser = mount::mount, help_heading = FILES)]
     pub(crate) mount: Vec<Mount>,
 

@@ -182,6 +182,14 @@ fn hint(error: &Error) -> Option<String> {
         Error::Volume { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             "a volume's source is never created; make it first, or correct its path".to_owned()
         }
+        Error::Volume { path, source }
+            if matches!(source.raw_os_error(), Some(nix::libc::ENOTCONN | nix::libc::ESTALE)) =>
+        {
+            format!(
+                "whoever served this file system is gone; unmount it, with `fusermount -u {}` where it is your own",
+                path.display()
+            )
+        }
         Error::Volume { path, .. } => {
             format!(
                 "sbxrt sees no more than you do; `namei -l {}` shows what is in the way",
@@ -329,7 +337,14 @@ fn runtime_hint(error: &RuntimeError) -> Option<String> {
                 "leave --require {}=… out, or have a cgroup of your own: `systemd-run --user --scope -p Delegate=yes sbxrt run …`",
                 failure.subject
             ),
-            "open a volume" => "the source must be there and readable for you".to_owned(),
+            "open a volume" => {
+                "the source must be there, readable for you, and the same for every process"
+                    .to_owned()
+            }
+            "use a directory as the root file system" => {
+                "copy it, or name one without mounts below; host: is this machine's own programs"
+                    .to_owned()
+            }
             "prepare an output" if failure.errno == Some(nix::libc::EEXIST) => {
                 "choose another name for the copy, or add --overwrite".to_owned()
             }

@@ -36,10 +36,10 @@ pub(crate) fn volume(text: &str) -> Result<Mount, String> {
     })
 }
 
-/// Reads `type=bind|tmpfs,source=…,target=…,readonly,tmpfs-size=…`.
+/// Reads `type=bind|tmpfs,source=…,subpath=…,target=…,readonly,tmpfs-size=…`.
 pub(crate) fn mount(text: &str) -> Result<Mount, String> {
-    let (mut kind, mut source, mut target, mut size, mut read_only) =
-        ("bind", None, None, None, false);
+    let (mut kind, mut source, mut subpath, mut target, mut size, mut read_only) =
+        ("bind", None, None, None, None, false);
     for field in text.split(',') {
         let (key, value) = match field.split_once('=') {
             Some((key, value)) => (key, Some(value)),
@@ -48,16 +48,21 @@ pub(crate) fn mount(text: &str) -> Result<Mount, String> {
         match (key, value) {
             ("type", Some(value)) => kind = value,
             ("source" | "src", Some(value)) => source = Some(value),
+            ("subpath", Some(value)) => subpath = Some(value),
             ("target" | "destination" | "dst", Some(value)) => target = Some(value),
             ("tmpfs-size", Some(value)) => size = Some(parse_size(value)?),
             ("readonly" | "ro", None | Some("true" | "1")) => read_only = true,
             ("readonly" | "ro", Some("false" | "0")) => read_only = false,
-            ("type" | "source" | "src" | "target" | "destination" | "dst" | "tmpfs-size", None) => {
+            (
+                "type" | "source" | "src" | "subpath" | "target" | "destination" | "dst"
+                | "tmpfs-size",
+                None,
+            ) => {
                 return Err(format!("{key} needs a value"));
             }
             _ => {
                 return Err(format!(
-                    "unknown field {field:?}; known are type, source, target, readonly and tmpfs-size"
+                    "unknown field {field:?}; known are type, source, subpath, target, readonly and tmpfs-size"
                 ));
             }
         }
@@ -68,9 +73,19 @@ pub(crate) fn mount(text: &str) -> Result<Mount, String> {
         ("bind", Some(source), None) => MountSource::Bind(source.into()),
         ("bind", None, _) => return Err("the source is missing".to_owned()),
         ("bind", Some(_), Some(_)) => return Err("tmpfs-size is for type=tmpfs".to_owned()),
+        ("tmpfs", None, _) if subpath.is_some() => {
+            return Err("a tmpfs has no subpath".to_owned());
+        }
         ("tmpfs", None, size) => MountSource::Tmpfs(size.unwrap_or(TMPFS_SIZE)),
         ("tmpfs", Some(_), _) => return Err("a tmpfs has no source".to_owned()),
         (other, _, _) => return Err(format!("unknown type {other:?}; known are bind and tmpfs")),
+    };
+    let source = match (source, subpath) {
+        (MountSource::Bind(directory), Some(path)) => MountSource::Beneath {
+            directory,
+            path: path.into(),
+        },
+        (source, _) => source,
     };
     Ok(Mount {
         destination,
@@ -116,7 +131,11 @@ pub(crate) fn resolve(mounts: Vec<Mount>) -> Result<Vec<Mount>> {
     let mut resolved = mounts
         .into_iter()
         .map(|mount| {
-            let MountSource::Bind(source) = &mount.source else {
+            let (MountSource::Bind(source)
+            | MountSource::Beneath {
+                directory: source, ..
+            }) = &mount.source
+            else {
                 return Ok(mount);
             };
             let failed = |error| Error::Volume {
@@ -126,10 +145,14 @@ pub(crate) fn resolve(mounts: Vec<Mount>) -> Result<Vec<Mount>> {
             let absolute = std::path::absolute(source).map_err(failed)?;
             // Docker makes a directory here, owned by root; a misspelt path is better an error.
             std::fs::metadata(&absolute).map_err(failed)?;
-            Ok(Mount {
-                source: MountSource::Bind(absolute),
-                ..mount
-            })
+            let source = match &mount.source {
+                MountSource::Beneath { path, .. } => MountSource::Beneath {
+                    directory: absolute,
+                    path: path.clone(),
+                },
+                _ => MountSource::Bind(absolute),
+            };
+            Ok(Mount { source, ..mount })
         })
         .collect::<Result<Vec<_>>>()?;
     // Parents first; the sort is stable, so otherwise the order is that of the command line.
@@ -193,6 +216,18 @@ mod tests {
             ),
             ("type=tmpfs,target=/t", tmpfs(64 << 20)),
             ("type=tmpfs,target=/t,tmpfs-size=1m", tmpfs(1 << 20)),
+            (
+                "source=/a,subpath=b/c,target=/t",
+                Some(Mount {
+                    destination: "/t".into(),
+                    source: MountSource::Beneath {
+                        directory: "/a".into(),
+                        path: "b/c".into(),
+                    },
+                    read_only: false,
+                }),
+            ),
+            ("type=tmpfs,target=/t,subpath=b", None),
             ("type=tmpfs,target=/t,source=/a", None),
             ("type=bind,target=/b", None),
             ("type=bind,source=/a", None),

@@ -53,8 +53,17 @@ pub(crate) fn mount_overlay(base: &Path, root: &Path, lower: &[OwnedFd]) -> Resu
         &work.display().to_string(),
     )
     .map_err(|error| {
-        let nested = lower.iter().any(|layer| is_overlay(layer.as_fd()));
-        if nested && error.raw_os_error() == Some(libc::EINVAL) {
+        if error.raw_os_error() != Some(libc::EINVAL) {
+            return Failure::new(STEP, describe(lower), error);
+        }
+        if let Some(layer) = crowded(lower) {
+            return Failure::reason(
+                "use a directory as the root file system",
+                layer.display().to_string(),
+                "something is mounted below it that an ordinary user may not take away",
+            );
+        }
+        if lower.iter().any(|layer| is_overlay(layer.as_fd())) {
             let reason = "the image is on an overlay file system that is on another one (a container in a container), and the kernel takes no third; a volume of the outer container or a tmpfs is none";
             return Failure::reason(STEP, describe(lower), reason);
         }
@@ -65,6 +74,19 @@ pub(crate) fn mount_overlay(base: &Path, root: &Path, lower: &[OwnedFd]) -> Resu
 fn is_overlay(directory: BorrowedFd<'_>) -> bool {
     nix::sys::statfs::fstatfs(directory)
         .is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC)
+}
+
+/// A layer with a mount below it: this user namespace has taken it over from the host as one piece, so that the kernel
+/// refuses to show the layer alone, which would bare what the mount covers.
+fn crowded(lower: &[OwnedFd]) -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let points = || mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    lower
+        .iter()
+        .filter_map(|layer| fs::read_link(by_descriptor(layer)).ok())
+        .find(|layer| {
+            points().any(|point| Path::new(point) != layer && Path::new(point).starts_with(layer))
+        })
 }
 
 fn describe(lower: &[OwnedFd]) -> String {

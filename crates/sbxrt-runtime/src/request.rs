@@ -108,8 +108,16 @@ impl Mount {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MountSource {
-    /// A file or directory of the host, with what is mounted below it.
+    /// A file or directory of the host, with what is mounted below it. Links on the path are followed, wherever they lead.
     Bind(PathBuf),
+    /// A file or directory below a directory of the host that somebody else may write to: links on `path` that lead out of
+    /// `directory` make the run fail, also where they appear at the last moment.
+    Beneath {
+        /// The directory. Links on its own path are followed.
+        directory: PathBuf,
+        /// The path from there, relative.
+        path: PathBuf,
+    },
     /// An empty file system in memory with room for this many bytes.
     Tmpfs(u64),
 }

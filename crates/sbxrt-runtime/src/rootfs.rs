@@ -164,7 +164,7 @@ pub(crate) fn assemble(request: &Request) -> Result<Assembled, Failure> {
             (None, MountSource::Tmpfs(bytes)) => {
                 mount_tmpfs(root.as_fd(), &mount.destination, *bytes, mount.read_only)?;
             }
-            (None, MountSource::Bind(_)) => {}
+            (None, MountSource::Bind(_) | MountSource::Beneath { .. }) => {}
         }
     }
     ensure(root.as_fd(), &request.process.cwd, true).map_err(|error| {
@@ -219,27 +219,70 @@ fn prepare(mount: &Mount) -> Result<Prepared<'_>, Failure> {
     let tree = match &mount.source {
         MountSource::Tmpfs(_) => None,
         MountSource::Bind(source) => {
-            let failed = |error: io::Error| {
-                Failure::new("open a volume", source.display().to_string(), error)
-            };
-            let tree = open_tree_at(source, true)?;
-            let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-            if mount.read_only {
-                attributes |= libc::MOUNT_ATTR_RDONLY;
-            }
-            sys::restrict_tree(tree.as_fd(), attributes, true).map_err(failed)?;
-            // A directory that cannot be entered would only show up as an odd error of the program.
-            readable(source).map_err(failed)?;
-            Some(tree)
+            let here = open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+                .map_err(|error| Failure::new(OPEN, ".", error))?;
+            Some(open_volume(
+                here.as_fd(),
+                source,
+                ResolveFlag::empty(),
+                mount,
+            )?)
+        }
+        MountSource::Beneath { directory, path } => {
+            let failed = |error| Failure::new(OPEN, directory.display().to_string(), error);
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let above = open(directory, flags, Mode::empty()).map_err(failed)?;
+            let beneath = ResolveFlag::RESOLVE_BENEATH;
+            Some(open_volume(above.as_fd(), path, beneath, mount)?)
         }
     };
     Ok(Prepared { mount, tree })
 }
 
-/// Whether the caller, with the rights that it has on the host, can read `path`.
-fn readable(path: &Path) -> io::Result<()> {
-    nix::unistd::access(path, nix::unistd::AccessFlags::R_OK)?;
-    Ok(())
+const OPEN: &str = "open a volume";
+
+/// Opens the source of a volume and clones its mount. The path is resolved once: what is looked at here is what is mounted,
+/// whoever exchanges what has its name meanwhile (CVE-2021-25741).
+fn open_volume(
+    directory: BorrowedFd<'_>,
+    path: &Path,
+    resolve: ResolveFlag,
+    mount: &Mount,
+) -> Result<OwnedFd, Failure> {
+    let name = || path.display().to_string();
+    let failed = |error: io::Error| Failure::new(OPEN, name(), error);
+    let refuse = |reason: &str| Failure::reason(OPEN, name(), reason);
+    let resolve = resolve | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let source = resolve_path(directory, path, OFlag::O_PATH, resolve).map_err(|error| {
+        match error.raw_os_error() {
+            Some(libc::EXDEV) => refuse("it leads out of the directory that it is to be below"),
+            Some(libc::ELOOP) => refuse(
+                "too many links, or one of /proc's, such as /dev/fd/N, which lead elsewhere for every process",
+            ),
+            _ => failed(error),
+        }
+    })?;
+    let file_system = rustix::fs::fstatfs(&source).map_err(|error| failed(error.into()))?;
+    if file_system.f_type == rustix::fs::PROC_SUPER_MAGIC {
+        return Err(refuse("/proc shows something else to every process"));
+    }
+    let found = fstat(&source).map_err(|error| failed(error.into()))?;
+    if matches!(found.st_mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK) {
+        return Err(refuse(
+            "it is a device, and devices are not opened through volumes",
+        ));
+    }
+    // A directory that cannot be entered would only show up as an odd error of the program.
+    let same = format!("/proc/self/fd/{}", source.as_raw_fd());
+    nix::unistd::access(same.as_str(), nix::unistd::AccessFlags::R_OK)
+        .map_err(|error| failed(error.into()))?;
+    let tree = sys::clone_tree(source.as_fd(), c"", true).map_err(failed)?;
+    let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    if mount.read_only {
+        attributes |= libc::MOUNT_ATTR_RDONLY;
+    }
+    sys::restrict_tree(tree.as_fd(), attributes, true).map_err(failed)?;
+    Ok(tree)
 }
 
 /// Clones the mount of `path`, a host path, as a detached tree.
@@ -511,18 +554,56 @@ pub(crate) fn ensure(root: BorrowedFd<'_>, path: &Path, directory: bool) -> io::
     open_in(root, path, OFlag::O_PATH)
 }
 
-/// Opens `path` with every symbolic link on it resolved inside `root`.
+/// Opens `path` with every symbolic link on it resolved inside `root`. `flags` contain `O_PATH`.
 pub(crate) fn open_in(root: BorrowedFd<'_>, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    match resolve_path(root, path, flags, resolve) {
+        // Every kernel that has mount_setattr has openat2; but the filter of a container around this one may not know it.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
+            walk_in(root, path, flags)
+        }
+        result => result,
+    }
+}
+
+/// As [`open_in`], step by step.
+fn walk_in(root: BorrowedFd<'_>, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+    let root = pathrs::RootRef::from_fd(root);
+    let handle = if flags.contains(OFlag::O_NOFOLLOW) {
+        root.resolve_nofollow(path)
+    } else {
+        root.resolve(path)
+    };
+    match handle {
+        Ok(handle) => Ok(handle.into()),
+        Err(error) => Err(match error.kind() {
+            pathrs::error::ErrorKind::OsError(Some(errno)) => io::Error::from_raw_os_error(errno),
+            _ => io::Error::other(error),
+        }),
+    }
+}
+
+/// How often a path is resolved again where something was renamed on the way. Somebody who does nothing else can make a
+/// run fail with `EAGAIN`, but not wait for ever.
+const TRIES: usize = 1000;
+
+fn resolve_path(
+    directory: BorrowedFd<'_>,
+    path: &Path,
+    flags: OFlag,
+    resolve: ResolveFlag,
+) -> io::Result<OwnedFd> {
     let how = OpenHow::new()
         .flags(flags | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    loop {
-        match openat2(root, path, how) {
-            // A rename elsewhere on the machine made the kernel give up for once.
-            Err(nix::errno::Errno::EAGAIN) => {}
+        .resolve(resolve);
+    let mut result = openat2(directory, path, how);
+    for _ in 0..TRIES {
+        match result {
+            Err(nix::errno::Errno::EAGAIN) => result = openat2(directory, path, how),
             other => return Ok(other?),
         }
     }
+    Ok(result?)
 }
 
 #[cfg(test)]
@@ -544,6 +625,24 @@ mod tests {
         fs::create_dir(directory.join("tmp")).unwrap();
         ensure(root.as_fd(), Path::new("/escape/made/file"), false).unwrap();
         assert!(directory.join("tmp/made/file").is_file());
+        // Step by step it is the same file.
+        let path = Path::new("/escape/../escape/made/file");
+        let inode = |file: OwnedFd| fstat(file).unwrap().st_ino;
+        assert_eq!(
+            inode(walk_in(root.as_fd(), path, OFlag::O_PATH).unwrap()),
+            inode(open_in(root.as_fd(), path, OFlag::O_PATH).unwrap())
+        );
+        let link = walk_in(
+            root.as_fd(),
+            Path::new("/escape"),
+            OFlag::O_PATH | OFlag::O_NOFOLLOW,
+        );
+        assert_eq!(
+            fstat(link.unwrap()).unwrap().st_mode & libc::S_IFMT,
+            libc::S_IFLNK
+        );
+        let missing = walk_in(root.as_fd(), Path::new("/escape/x"), OFlag::O_PATH);
+        assert_eq!(missing.unwrap_err().kind(), io::ErrorKind::NotFound);
         fs::remove_dir_all(&directory).unwrap();
     }
 
@@ -558,5 +657,46 @@ mod tests {
             let failure = prepare(&mount).err().unwrap();
             assert_eq!(failure.step, "mount a volume", "{destination}");
         }
+    }
+
+    #[test]
+    fn a_source_is_what_its_path_means_to_everybody_or_refused() {
+        let directory = std::env::temp_dir().join(format!("sbxrt-source-{}", std::process::id()));
+        fs::create_dir_all(directory.join("shared/inside")).unwrap();
+        symlink("/etc", directory.join("shared/absolute")).unwrap();
+        symlink("../..", directory.join("shared/inside/up")).unwrap();
+        symlink("inside", directory.join("shared/beside")).unwrap();
+        let refusal = |source: MountSource| {
+            let mount = Mount {
+                destination: "/x".into(),
+                source,
+                read_only: true,
+            };
+            prepare(&mount).err().unwrap()
+        };
+        for path in [
+            "/proc/self/root",
+            "/dev/fd/0",
+            "/proc/self/cwd",
+            "/proc",
+            "/dev/null",
+            "/nonexistent",
+        ] {
+            let failure = refusal(MountSource::Bind(path.into()));
+            assert_eq!(failure.step, OPEN, "{failure}");
+            assert!(
+                failure.errno.is_none() || path == "/nonexistent",
+                "{failure}"
+            );
+        }
+        for path in ["absolute", "inside/up/x", "..", "/etc", "nothing"] {
+            let failure = refusal(MountSource::Beneath {
+                directory: directory.join("shared"),
+                path: path.into(),
+            });
+            let leads_out = failure.reason.contains("leads out");
+            assert_eq!(leads_out, path != "nothing", "{path}: {failure}");
+        }
+        fs::remove_dir_all(&directory).unwrap();
     }
 }
