@@ -4,6 +4,7 @@
 //! sbxrt-bench [--runs N] [--gap MILLISECONDS] [--baseline NAME] < PLAN
 //! sbxrt-bench pull [--runs N] [--gap MILLISECONDS] < PLAN
 //! sbxrt-bench inflate|hash FILE...
+//! sbxrt-bench many|endure|timeouts ROOTFS RUNS
 //! ```
 //!
 //! A line of the plan is one command: `{"group": "/bin/true", "name": "crun", "command": ["crun", "run", …],
@@ -12,7 +13,8 @@
 //! within a round. A first pass goes back to back (hot), a second one rests before each command (idle), which shows
 //! what waits for the kernel's grace periods; `--gap 0` leaves it out. Time is from before the fork to after the wait.
 //! `pull` measures memory too and rests before every run: see [`pull`]. `inflate` and `hash` do that and nothing else to
-//! files, with the code that sbxrt uses: they show what no pull can be faster than.
+//! files, with the code that sbxrt uses: they show what no pull can be faster than. The last three use the crate: see
+//! [`crowd`].
 
 #![expect(
     clippy::print_stdout,
@@ -20,6 +22,8 @@
     reason = "a table is the output of this program"
 )]
 
+mod census;
+mod crowd;
 mod pull;
 
 use std::collections::BTreeMap;
@@ -31,6 +35,7 @@ use sbxrt_tests::pause;
 use serde_json::Value;
 
 fn main() -> ExitCode {
+    sbxrt::init();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -70,6 +75,11 @@ fn run() -> Result<(), String> {
     }
     if arguments.next_if_eq("hash").is_some() {
         return arguments.try_for_each(|file| pull::hash(&file));
+    }
+    if let Some(name) =
+        arguments.next_if(|name| ["many", "endure", "timeouts"].contains(&name.as_str()))
+    {
+        return crowd::run(&name, &arguments.collect::<Vec<_>>());
     }
     let pulls = arguments.next_if_eq("pull").is_some();
     let options = options(arguments)?;

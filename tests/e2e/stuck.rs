@@ -3,13 +3,15 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sbxrt_tests::{Fixtures, Host, Need, Report, Sbxrt, eventually, for_each_identity, require};
+use sbxrt_tests::{
+    Fixtures, Host, Need, Report, Sbxrt, descendants, eventually, for_each_identity, require,
+};
 
 /// How long anything may take that takes no time, on a machine that others keep busy.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -124,25 +126,6 @@ fn tool(words: &[&str]) {
     let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{words:?}: {said}");
-}
-
-fn descendants(pid: u32) -> Vec<u32> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
-    let lists = tasks
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|task| children_of(&task.path()));
-    let children: Vec<u32> = lists.flatten().collect();
-    let below = children.iter().flat_map(|&child| descendants(child));
-    below.chain(children.iter().copied()).collect()
-}
-
-fn children_of(task: &Path) -> Vec<u32> {
-    let list = fs::read_to_string(task.join("children")).unwrap_or_default();
-    list.split_ascii_whitespace()
-        .map(|pid| pid.parse().unwrap())
-        .collect()
 }
 
 fn state(pid: u32) -> Option<char> {

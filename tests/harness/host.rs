@@ -58,7 +58,11 @@ struct Traces(BTreeSet<String>);
 impl Traces {
     fn find(private: &[PathBuf]) -> Self {
         let mut found = BTreeSet::new();
-        descendants(std::process::id(), &mut found);
+        for pid in descendants(std::process::id()) {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            found.insert(format!("process {pid} {command}"));
+        }
         for mount in fs::read_to_string("/proc/self/mounts").unwrap().lines() {
             found.insert(format!("mount {mount}"));
         }
@@ -91,8 +95,12 @@ impl Traces {
     }
 }
 
-/// All that descend from a process and have not ended. This process is a subreaper, so orphans are its children.
-fn descendants(ancestor: u32, found: &mut BTreeSet<String>) {
+/// All processes that descend from one and have not ended. Orphans are the children of the nearest subreaper.
+///
+/// # Panics
+///
+/// Without `/proc`.
+pub fn descendants(ancestor: u32) -> Vec<u32> {
     let mut processes = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry
@@ -119,13 +127,13 @@ fn descendants(ancestor: u32, found: &mut BTreeSet<String>) {
         .iter()
         .any(|(pid, parent, _)| family.contains(parent) && family.insert(*pid))
     {}
-    for (pid, _, ended) in processes {
-        if pid != ancestor && family.contains(&pid) && !ended {
-            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            found.insert(format!("process {pid} {command}"));
-        }
-    }
+    let below =
+        |(pid, _, ended): &(u32, u32, bool)| *pid != ancestor && family.contains(pid) && !ended;
+    processes
+        .iter()
+        .filter(|process| below(process))
+        .map(|(pid, _, _)| *pid)
+        .collect()
 }
 
 fn is_unpopulated(cgroup: &Path) -> bool {

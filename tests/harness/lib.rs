@@ -25,6 +25,7 @@
 //! | `SBXRT_TEST_REQUIRE` | what must not be skipped, with commas: see [`Need`] |
 //! | `SBXRT_TEST_IDENTITIES` | the users to run as, with commas; default: root, sbxrt-test, sbxrt-sub where root runs the tests, the caller otherwise |
 //! | `SBXRT_TEST_KILLS` | how often each of sbxrt's processes is killed in the tests of sudden death; default: 25 |
+//! | `SBXRT_TEST_RUNS` | how many executions there are in a row in the test of endurance; default: 300 |
 //! | `SBXRT_TEST_SKIPS` | a file to which a line is added for each thing that was skipped |
 //!
 //! Run the tests with nextest: it gives each test a process of its own, which the search for leftovers relies on.
@@ -43,7 +44,7 @@ mod report;
 mod sbxrt;
 
 pub use fixtures::{Fixtures, Request, languages, registry, registry_requests};
-pub use host::Host;
+pub use host::{Host, descendants};
 pub use identity::{Identity, for_each_identity, identities};
 pub use need::{Need, require};
 pub use report::Report;
