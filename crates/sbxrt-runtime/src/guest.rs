@@ -550,6 +550,11 @@ impl Program {
             }
             // The kernel says the same for a script whose interpreter, or a program whose loader, is missing.
             libc::ENOENT => format!("{name:?}: no such file, or its interpreter is missing"),
+            libc::EACCES if is_noexec(tried) => {
+                format!(
+                    "{name:?}: permission denied: it is on a file system that is mounted noexec"
+                )
+            }
             libc::EACCES => format!("{name:?}: permission denied: not an executable file"),
             libc::ENOEXEC => format!(
                 "{name:?}: exec format error: neither a program for this machine nor a script"
@@ -559,6 +564,12 @@ impl Program {
         };
         Outcome::NotExecuted { errno, reason }
     }
+}
+
+/// Whether the file system that `path` is on lets nothing be executed, as that of a volume may.
+fn is_noexec(path: &std::ffi::CStr) -> bool {
+    use nix::sys::statvfs::{FsFlags, statvfs};
+    statvfs(path).is_ok_and(|found| found.flags().contains(FsFlags::ST_NOEXEC))
 }
 
 /// Gives the program the signal state that a fresh process has.

@@ -220,13 +220,7 @@ impl Outputs {
         destinations: &[OwnedFd],
     ) -> Vec<OutputFile> {
         let mut destinations = destinations.iter();
-        let mut walk = Walk {
-            outputs: self,
-            found: Vec::new(),
-            bytes_left: self.limits.bytes,
-            names_left: NAMES_LIMIT,
-            buffer: vec![0; BUFFER],
-        };
+        let mut walk = Walk::new(self);
         for output in &self.paths {
             let path = cwd.join(&output.path);
             let place = output.copy_to.as_deref().and_then(|copy| {
@@ -257,7 +251,17 @@ struct Walk<'a> {
     buffer: Vec<u8>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(outputs: &'a Outputs) -> Self {
+        Self {
+            outputs,
+            found: Vec::new(),
+            bytes_left: outputs.limits.bytes,
+            names_left: NAMES_LIMIT,
+            buffer: vec![0; BUFFER],
+        }
+    }
+
     /// Takes what is behind `handle`, `depth` directories below what was asked for.
     fn take(&mut self, handle: &OwnedFd, path: PathBuf, depth: usize, place: Option<Place<'_>>) {
         let found = match look(handle) {

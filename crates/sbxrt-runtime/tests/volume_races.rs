@@ -1,5 +1,5 @@
 //! CVE-2021-30465 and CVE-2021-25741: somebody exchanges a directory of a volume for a symbolic link and back, as fast as the
-//! kernel lets them, while sandboxes start that mount below it, or mount what is below it.
+//! kernel lets them, while sandboxes start that mount below it, mount what is below it, or have it collected (CVE-2018-15664).
 //!
 //! 8 seconds of each by default; `SBXRT_TEST_RACES` says how many starts instead. A test without a harness, because a copy of
 //! it becomes the launcher, and another the programs inside.
@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use sbxrt_runtime::{
-    Error, Launcher, Limits, Mount, MountSource, Network, Outputs, Process, Progress, Request,
-    Root, Run, Termination, init,
+    Error, FileKind, Launcher, Limits, Mount, MountSource, Network, OutputFile, OutputPath,
+    Outputs, Process, Progress, Report, Request, Root, Run, Termination, init,
 };
 
 type Test = (&'static str, fn(&Bench));
@@ -31,6 +31,10 @@ const TESTS: &[Test] = &[
     (
         "a_source_that_becomes_a_link_is_never_what_it_leads_to",
         a_source_that_becomes_a_link_is_never_what_it_leads_to,
+    ),
+    (
+        "an_output_that_becomes_a_link_is_never_what_it_leads_to",
+        an_output_that_becomes_a_link_is_never_what_it_leads_to,
     ),
 ];
 
@@ -116,7 +120,7 @@ impl Bench {
         }
     }
 
-    fn start(&self, id: &str, words: &[&str], mut mounts: Vec<Mount>) -> Run {
+    fn start(&self, id: &str, words: &[&str], mut mounts: Vec<Mount>, outputs: &Outputs) -> Run {
         mounts.push(Mount::read_only(std::env::current_exe().unwrap(), PROGRAM));
         let words = [PROGRAM].iter().chain(words);
         let request = Request {
@@ -137,7 +141,7 @@ impl Bench {
             hostname: "box".to_owned(),
             network: Network::None,
             limits: Limits::default(),
-            outputs: Outputs::default(),
+            outputs: outputs.clone(),
             require: BTreeMap::new(),
         };
         self.launcher.run(&request, None).unwrap()
@@ -149,6 +153,8 @@ impl Bench {
         &self,
         words: &[&str],
         mounts: impl Fn(usize) -> Vec<Mount>,
+        outputs: &Outputs,
+        check: impl Fn(Vec<OutputFile>),
     ) -> BTreeMap<String, usize> {
         let wanted = std::env::var("SBXRT_TEST_RACES");
         let wanted: Option<usize> = wanted.ok().map(|number| number.parse().unwrap());
@@ -163,10 +169,15 @@ impl Bench {
             if over && count > 0 {
                 break;
             }
-            let run = self.start("look", words, mounts(count));
+            let run = self.start("look", words, mounts(count), outputs);
             let end = match wait(&run) {
-                Ok(Termination::Exited { code }) => code.to_string(),
-                Ok(other) => panic!("{other:?}"),
+                Ok(report) => {
+                    check(report.outputs);
+                    match report.termination {
+                        Termination::Exited { code } => code.to_string(),
+                        other => panic!("{other:?}"),
+                    }
+                }
                 Err(Error::Start(failure)) => format!("{}: {}", failure.step, failure.reason),
                 Err(error) => panic!("{error}"),
             };
@@ -187,10 +198,10 @@ impl Bench {
     }
 }
 
-fn wait(run: &Run) -> Result<Termination, Error> {
+fn wait(run: &Run) -> Result<Report, Error> {
     loop {
         if let Progress::Finished(report) = run.next()? {
-            return Ok(report.termination);
+            return Ok(*report);
         }
     }
 }
@@ -208,13 +219,14 @@ fn a_mount_point_that_becomes_a_link_leads_nowhere_outside(bench: &Bench) {
         "exchange",
         &["exchange", "/shared/sub", "/shared/link"],
         vec![shared()],
+        &Outputs::default(),
     );
     assert!(matches!(exchanging.next(), Ok(Progress::Started(_))));
     let victim = bench.place.join("victim");
     let words = ["look", "/shared/sub/point", "/shared/link/point"];
-    let seen = bench.race(&words, |count| {
+    let mounts = |count: usize| {
         // Each second time the mount point is there already.
-        if count % 2 == 0 {
+        if count.is_multiple_of(2) {
             for name in ["sub", "link"] {
                 let directory = bench.place.join("shared").join(name);
                 if directory.symlink_metadata().is_ok_and(|it| it.is_dir()) {
@@ -228,11 +240,13 @@ fn a_mount_point_that_becomes_a_link_leads_nowhere_outside(bench: &Bench) {
             shared(),
             Mount::read_only(bench.place.join("data"), "/shared/sub/point"),
         ]
-    });
+    };
+    let seen = bench.race(&words, mounts, &Outputs::default(), drop);
     bench.assert_untouched();
     assert!(!seen.contains_key(&CANARY.to_string()), "the host was seen");
     exchanging.cancel().unwrap();
-    assert_eq!(wait(&exchanging).unwrap(), Termination::Cancelled);
+    let report = wait(&exchanging).unwrap();
+    assert_eq!(report.termination, Termination::Cancelled);
 }
 
 /// Ends the exchange, also where the test fails.
@@ -252,7 +266,7 @@ fn a_source_that_becomes_a_link_is_never_what_it_leads_to(bench: &Bench) {
     std::thread::scope(|scope| {
         scope.spawn(|| exchange(&sub, &link, || on.load(Ordering::Relaxed)));
         let off = Off(&on);
-        let seen = bench.race(&["look", "/seen"], |_| {
+        let mounts = |_| {
             vec![Mount {
                 destination: "/seen".into(),
                 source: MountSource::Beneath {
@@ -261,7 +275,8 @@ fn a_source_that_becomes_a_link_is_never_what_it_leads_to(bench: &Bench) {
                 },
                 read_only: true,
             }]
-        });
+        };
+        let seen = bench.race(&["look", "/seen"], mounts, &Outputs::default(), drop);
         drop(off);
         for end in seen.keys() {
             let refused = end.contains("leads out");
@@ -269,4 +284,47 @@ fn a_source_that_becomes_a_link_is_never_what_it_leads_to(bench: &Bench) {
         }
     });
     bench.assert_untouched();
+}
+
+/// Somebody outside exchanges while a volume is looked through and copied.
+fn an_output_that_becomes_a_link_is_never_what_it_leads_to(bench: &Bench) {
+    let on = AtomicBool::new(true);
+    let shared = bench.place.join("shared");
+    let (sub, link) = (shared.join("sub"), shared.join("link"));
+    fs::write(bench.place.join("victim/canary"), "secret").unwrap();
+    let copies = bench.place.join("copies");
+    fs::create_dir(&copies).unwrap();
+    let look = |path: &str| OutputPath {
+        path: path.into(),
+        copy_to: None,
+    };
+    let mut paths = vec![look("/shared/sub/canary"), look("/shared/sub")];
+    paths.resize(20, look("/shared"));
+    paths.push(OutputPath {
+        path: "/shared".into(),
+        copy_to: Some(copies.join("copy")),
+    });
+    let outputs = Outputs {
+        paths,
+        ..Outputs::default()
+    };
+    let check = |files: Vec<OutputFile>| {
+        for file in &files {
+            let is_canary = file.path.ends_with("canary") || file.size > 0;
+            let is_link = file.kind == FileKind::Symlink;
+            assert!(!is_canary && !is_link || file.refused.is_some(), "{file:?}");
+        }
+        for name in ["sub", "link"] {
+            let copied = copies.join("copy").join(name);
+            assert!(!copied.is_symlink() && !copied.join("canary").exists());
+        }
+        fs::remove_dir_all(copies.join("copy")).unwrap();
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| exchange(&sub, &link, || on.load(Ordering::Relaxed)));
+        let off = Off(&on);
+        let mounts = |_| vec![Mount::read_write(&shared, "/shared")];
+        bench.race(&["look", "/"], mounts, &outputs, check);
+        drop(off);
+    });
 }
