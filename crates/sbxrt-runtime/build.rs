@@ -5,7 +5,11 @@ use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
 
-#[expect(unreachable_pub, reason = "in the crate it is public")]
+#[expect(
+    dead_code,
+    unreachable_pub,
+    reason = "in the crate it is public and used"
+)]
 #[path = "src/seccomp/compile.rs"]
 mod compile;
 #[expect(

@@ -19,6 +19,7 @@ mod login;
 mod output;
 mod outputs;
 mod readme;
+mod seccomp;
 mod store;
 mod stuck;
 mod sudden_death;

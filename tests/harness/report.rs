@@ -80,6 +80,25 @@ impl Report {
         self.text(&format!("/limits/{limit}/enforcement"))
     }
 
+    /// The system call that the program was ended for, and what it was called as.
+    pub fn blocked_call(&self) -> (&str, &str) {
+        let architecture = self.text("/termination/architecture");
+        (self.text("/termination/syscall"), architecture)
+    }
+
+    /// The kind of system call filter: `default`, `custom`, `unconfined`.
+    pub fn seccomp(&self) -> &str {
+        self.text("/isolation/seccomp")
+    }
+
+    /// The version of Landlock that the program was under.
+    pub fn landlock(&self) -> Option<u64> {
+        match self.at("/isolation/landlock") {
+            Value::Null => None,
+            _ => Some(self.number("/isolation/landlock/abi")),
+        }
+    }
+
     /// From the start of the program to its end.
     pub fn wall_time(&self) -> Duration {
         self.milliseconds("/usage/wall_ms")

@@ -13,6 +13,7 @@ use crate::limit::{self, Bound};
 use crate::mount;
 use crate::output;
 use crate::quantity;
+use crate::security::{self, SecurityOption};
 
 pub(crate) const LIMITS: &str = "Limits (0 or none lifts one)";
 pub(crate) const PROCESS: &str = "Program";
@@ -342,6 +343,11 @@ pub(crate) struct RunArguments {
 
     #[command(flatten)]
     pub(crate) store: StoreArguments,
+
+    /// Allow the system calls of a profile in Docker's format instead of
+    /// sbxrt's own choice: seccomp=FILE, or seccomp=unconfined for all
+    #[arg(long, value_name = "OPTION", value_parser = security::option, help_heading = PROCESS)]
+    pub(crate) security_opt: Vec<SecurityOption>,
 
     /// Print one JSON document with the output, how it ended and what it used
     #[arg(long, help_heading = REPORT)]

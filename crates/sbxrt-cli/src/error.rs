@@ -67,6 +67,13 @@ pub(crate) enum Error {
         line: usize,
         reason: String,
     },
+    /// A file is no profile of system calls.
+    #[error("failed to use the seccomp profile {}", path.display())]
+    Profile {
+        path: PathBuf,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A variable that is to be passed on is not UTF-8.
     #[error("the environment variable {name} is not UTF-8")]
     VariableNotText { name: String },

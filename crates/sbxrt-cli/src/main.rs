@@ -31,6 +31,7 @@ mod quantity;
 mod relay;
 mod result;
 mod run;
+mod security;
 mod signals;
 mod status;
 mod terminal;

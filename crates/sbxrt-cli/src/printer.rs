@@ -57,6 +57,12 @@ impl Printer {
         }
     }
 
+    /// Tells of a risk that was asked for; not even `--quiet` keeps it back.
+    #[expect(clippy::unused_self, reason = "whoever prints holds a printer")]
+    pub(crate) fn warning(self, text: &str) {
+        talk(&format!("warning: {}\n", harmless(text)));
+    }
+
     /// Passes on what a program said that is not the command's own result.
     #[expect(clippy::unused_self, reason = "whoever prints holds a printer")]
     pub(crate) fn program(self, bytes: &[u8]) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use sbxrt::seccomp::PolicyKind;
 use sbxrt::{Image, LimitName, Limits, Mechanism, PeakSource, Report, Termination};
 use serde::{Serialize, Serializer};
 
@@ -31,6 +32,7 @@ pub(crate) struct Document<'a> {
     usage: Usage,
     limits: AllLimits,
     limits_hit: Vec<LimitName>,
+    isolation: Isolation,
     timings_ms: Timings,
     leaked: &'a [i32],
 }
@@ -96,6 +98,10 @@ impl<'a> Document<'a> {
             },
             limits: AllLimits::new(limits, output_limit, &report.enforcement),
             limits_hit,
+            isolation: Isolation {
+                seccomp: report.isolation.seccomp,
+                landlock: report.isolation.landlock.map(|abi| Landlock { abi }),
+            },
             timings_ms: Timings {
                 image: Milliseconds(account.image_time),
                 launcher: Milliseconds(account.launcher_time),
@@ -110,6 +116,18 @@ impl<'a> Document<'a> {
             leaked: &report.leaked,
         }
     }
+}
+
+/// The layers of the sandbox that are not the same everywhere.
+#[derive(Debug, Serialize)]
+struct Isolation {
+    seccomp: PolicyKind,
+    landlock: Option<Landlock>,
+}
+
+#[derive(Debug, Serialize)]
+struct Landlock {
+    abi: u32,
 }
 
 /// A failure of sbxrt, in the place of a [`Document`].
@@ -402,6 +420,10 @@ mod tests {
                     refused: Some("neither a file nor a directory nor a link".to_owned()),
                 },
             ],
+            isolation: sbxrt::Isolation {
+                seccomp: PolicyKind::Default,
+                landlock: Some(7),
+            },
             timings: Phases {
                 prepare: Duration::from_micros(700),
                 ..Phases::default()

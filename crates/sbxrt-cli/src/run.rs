@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use nix::libc;
 use sbxrt::{
-    Child, Engine, Image, LimitName, Limits, Platform, PullOptions, Report, Sandbox, Source, Stdin,
+    Child, Engine, Image, LimitName, Limits, Platform, PullOptions, Report, Sandbox, Seccomp,
+    Source, Stdin,
 };
 use tokio::sync::oneshot;
 
@@ -23,7 +24,7 @@ use crate::relay::{self, Relayed, Sink};
 use crate::result::{Account, Document, Failed};
 use crate::signals::Signals;
 use crate::terminal::{self, RawMode};
-use crate::{environment, location, mount, output, pull, status};
+use crate::{environment, location, mount, output, pull, security, status};
 
 /// Runs a command in a sandbox; the exit status. `began` is when this process did.
 pub(crate) fn run(arguments: RunArguments, began: Instant) -> u8 {
@@ -60,6 +61,10 @@ fn execute(arguments: RunArguments, printer: Printer, began: Instant) -> Result<
     let (limits, output_limit) = limits(&arguments);
     let outputs = output::resolve(&arguments)?;
     let mounts = mount::resolve([arguments.volume, arguments.mount, arguments.tmpfs].concat())?;
+    let seccomp = security::seccomp(&arguments.security_opt)?;
+    if seccomp == Seccomp::Unconfined {
+        printer.warning("seccomp=unconfined: the program may make every system call");
+    }
     let variables = environment::collect(&arguments.env_file, &arguments.env)?;
     let mut words = arguments.image_and_command.into_iter();
     let source: Source = words.next().unwrap_or_default().parse()?;
@@ -89,7 +94,8 @@ fn execute(arguments: RunArguments, printer: Printer, began: Instant) -> Result<
         .sandbox(&image)
         .limits(limits)
         .network(arguments.network.into())
-        .read_only(arguments.read_only);
+        .read_only(arguments.read_only)
+        .seccomp(seccomp);
     for (limit, requirement) in arguments.require {
         builder = builder.require(limit, requirement);
     }

@@ -39,10 +39,6 @@ const OF_DOCKER: &[(&[&str], &str)] = &[
         "leave it out: a first process of sbxrt's own is always there",
     ),
     (
-        &["--security-opt"],
-        "leave it out: no new privileges and a system call filter are always on",
-    ),
-    (
         &["--userns", "--cgroupns", "--ipc", "--pid", "--uts"],
         "leave it out: each sandbox has namespaces of its own",
     ),

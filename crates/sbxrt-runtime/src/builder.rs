@@ -76,6 +76,13 @@ impl Build<'_> {
             pids: self.pids,
             cpus: self.cpus,
             emulate_root: self.request.emulate_root,
+            seccomp: self.request.seccomp.clone(),
+            writable: self.request.read_only.then(|| {
+                let mounts = self.request.mounts.iter().filter(|mount| !mount.read_only);
+                crate::landlock::always_writable()
+                    .chain(mounts.map(|mount| mount.destination.clone()))
+                    .collect()
+            }),
             launcher: self.init.as_raw_fd(),
             cgroup: self.cgroup.map(|fd| fd.as_raw_fd()),
             created: creating,

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Failure;
 use crate::report::{Report, Space};
+use crate::seccomp::Blocked;
 use crate::sys;
 
 /// The largest document. Reports with long reasons stay well below it.
@@ -76,7 +77,11 @@ pub(crate) enum BuildEvent {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum InitEvent {
     /// The program runs. Its terminal, where it has one, comes along.
-    Started { start_micros: u64 },
+    Started {
+        start_micros: u64,
+        /// The version of Landlock that it is under.
+        landlock: Option<u32>,
+    },
     /// The program could not be executed.
     NotExecuted { errno: i32, reason: String },
     /// A step before that failed.
@@ -90,6 +95,8 @@ pub(crate) enum InitEvent {
         largest_process: u64,
         processes: u64,
         full: Vec<Space>,
+        /// The system call that the filter ended it for.
+        blocked: Option<Blocked>,
     },
 }
 

@@ -26,10 +26,12 @@ use nix::sys::stat::Mode;
 
 use crate::channel::{self, InitEvent, Order};
 use crate::error::Failure;
+use crate::landlock::Rules;
 use crate::request::{LimitName, Limits, Mechanism, Network, Process, Rlimit, RlimitResource};
+use crate::seccomp::{self, Warden};
 use crate::space::Spaces;
+use crate::sys;
 use crate::user::{self, User};
-use crate::{seccomp, sys};
 
 const STEP: &str = "start the program";
 
@@ -46,6 +48,9 @@ pub(crate) struct Guest {
     pub(crate) pids: Mechanism,
     pub(crate) cpus: Mechanism,
     pub(crate) emulate_root: bool,
+    pub(crate) seccomp: seccomp::Policy,
+    /// What may be written to where the root file system is read-only.
+    pub(crate) writable: Option<Vec<PathBuf>>,
     /// Where events go and orders come from.
     pub(crate) launcher: i32,
     /// The cgroup that the program is born in.
@@ -130,6 +135,11 @@ impl Guest {
 
         let spaces = Spaces::open(&self.tmpfs);
         let program = Program::prepare(self, &user)?;
+        let rules = Rules::prepare(self.writable.as_deref())?;
+        let landlock = rules.as_ref().map(|rules| rules.abi);
+        let filter = self.seccomp.program(self.emulate_root);
+        let (warden, to_warden) =
+            channel::pair().map_err(|error| Failure::new(STEP, "socketpair", error))?;
         let cgroup = self
             .cgroup
             .map(sys::borrow)
@@ -138,10 +148,17 @@ impl Guest {
         let started = Instant::now();
         let pid =
             match sys::fork_into(0, cgroup).map_err(|error| Failure::new(STEP, "clone3", error))? {
-                sys::Forked::Child => program.become_it(self, terminal.as_ref(), &outcome_writer),
+                sys::Forked::Child => {
+                    let reports = Reports {
+                        outcome: &outcome_writer,
+                        warden: &to_warden,
+                    };
+                    program.become_it(self, terminal.as_ref(), rules, &reports)
+                }
                 sys::Forked::Parent(pid) => pid,
             };
-        drop(outcome_writer);
+        drop((outcome_writer, to_warden, rules));
+        let mut warden = filter.map(|filter| Warden::new(filter.clone(), pid, warden));
         sys::drop_capabilities().map_err(|error| Failure::new(STEP, "drop capabilities", error))?;
         let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|error| Failure::new(STEP, "/dev/null", error))?;
@@ -150,6 +167,7 @@ impl Guest {
             sys::duplicate_onto(&null, stream)
                 .map_err(|error| Failure::new(STEP, "dup2", error))?;
         }
+        await_end(&outcome_reader, warden.as_mut())?;
         if let Some(outcome) = Outcome::read(outcome_reader) {
             match outcome {
                 Outcome::NotExecuted { errno, reason } => {
@@ -164,10 +182,14 @@ impl Guest {
             .iter()
             .map(|terminal| terminal.master.as_fd())
             .collect();
-        self.tell(&InitEvent::Started { start_micros }, &descriptors);
+        let started_event = InitEvent::Started {
+            start_micros,
+            landlock,
+        };
+        self.tell(&started_event, &descriptors);
         drop(descriptors);
         drop(terminal);
-        let status = self.wait_for(pid, &signals)?;
+        let status = self.wait_for(pid, &signals, warden.as_mut())?;
         let usage = sys::usage_of_children();
         let processes = self.limits.pids.map_or(0, |_| count_processes() + 1);
         self.tell(
@@ -180,6 +202,7 @@ impl Guest {
                 largest_process: u64::try_from(usage.ru_maxrss).unwrap_or(0) << 10,
                 processes,
                 full: spaces.full(),
+                blocked: warden.and_then(Warden::blocked),
             },
             &[],
         );
@@ -187,7 +210,12 @@ impl Guest {
     }
 
     /// Reaps children until the program itself has ended; passes on the signals that the caller sends.
-    fn wait_for(&self, program: libc::pid_t, signals: &SignalFd) -> Result<i32, Failure> {
+    fn wait_for(
+        &self,
+        program: libc::pid_t,
+        signals: &SignalFd,
+        mut warden: Option<&mut Warden>,
+    ) -> Result<i32, Failure> {
         let launcher =
             sys::borrow(self.launcher).map_err(|error| Failure::new(STEP, "launcher", error))?;
         let mut listening = true;
@@ -197,17 +225,14 @@ impl Guest {
                     return Ok(status);
                 }
             }
-            let mut polled = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-            if listening {
-                polled.push(PollFd::new(launcher, PollFlags::POLLIN));
-            }
-            match poll(&mut polled, PollTimeout::NONE) {
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(error) => return Err(Failure::new(STEP, "poll", error)),
-            }
-            let ordered = polled.get(1).is_some_and(|fd| fd.any().unwrap_or(false));
+            let asked = warden.as_deref().and_then(Warden::awaited);
+            let [_, ordered, asked] =
+                wait([Some(signals.as_fd()), listening.then_some(launcher), asked])?;
             while let Ok(Some(_)) = signals.read_signal() {}
-            if ordered {
+            if let (Some(warden), Some(events)) = (&mut warden, asked) {
+                warden.attend(events);
+            }
+            if ordered.is_some() {
                 match channel::receive::<Order>(launcher) {
                     Ok(Some((Order::Signal(number), _))) => {
                         if let Ok(signal) = Signal::try_from(number) {
@@ -223,6 +248,42 @@ impl Guest {
             }
         }
     }
+}
+
+/// Waits until the program's process has said why it cannot run, or says nothing any more because it runs or has ended.
+fn await_end(outcome: &OwnedFd, mut warden: Option<&mut Warden>) -> Result<(), Failure> {
+    loop {
+        let asked = warden.as_deref().and_then(Warden::awaited);
+        let [ended, asked] = wait([Some(outcome.as_fd()), asked])?;
+        if let (Some(warden), Some(events)) = (&mut warden, asked) {
+            // Even execve may be forbidden.
+            warden.attend(events);
+        }
+        if ended.is_some() {
+            return Ok(());
+        }
+    }
+}
+
+/// Waits until one of the descriptors has something to read or has been closed at the other end; says which, and what.
+fn wait<const N: usize>(
+    awaited: [Option<BorrowedFd<'_>>; N],
+) -> Result<[Option<PollFlags>; N], Failure> {
+    let mut polled: Vec<PollFd<'_>> = awaited
+        .iter()
+        .flatten()
+        .map(|&fd| PollFd::new(fd, PollFlags::POLLIN))
+        .collect();
+    match poll(&mut polled, PollTimeout::NONE) {
+        Ok(_) => {}
+        Err(nix::errno::Errno::EINTR) => return Ok([None; N]),
+        Err(error) => return Err(Failure::new(STEP, "poll", error)),
+    }
+    let mut polled = polled.into_iter();
+    Ok(awaited.map(|fd| {
+        let events = fd.and_then(|_| polled.next())?.revents()?;
+        (!events.is_empty()).then_some(events)
+    }))
 }
 
 /// Where apt finds what root emulation asks of it: in `/dev`, the one place in which a file of ours is neither the
@@ -358,6 +419,12 @@ impl Outcome {
     }
 }
 
+/// Whom the program's process tells how far it has come, until it is the program.
+struct Reports<'a> {
+    outcome: &'a OwnedFd,
+    warden: &'a OwnedFd,
+}
+
 /// Everything that execve needs, made before the fork.
 struct Program {
     candidates: Vec<CString>,
@@ -419,12 +486,18 @@ impl Program {
     }
 
     /// Turns this process, a child of the first one, into the program.
-    fn become_it(&self, guest: &Guest, terminal: Option<&Terminal>, outcome: &OwnedFd) -> ! {
-        let end = match self.confine(guest, terminal, outcome) {
+    fn become_it(
+        &self,
+        guest: &Guest,
+        terminal: Option<&Terminal>,
+        rules: Option<Rules>,
+        reports: &Reports<'_>,
+    ) -> ! {
+        let end = match self.confine(guest, terminal, rules, reports) {
             Err(failure) => Outcome::Failed(failure),
             Ok(()) => self.execute(),
         };
-        end.write(outcome);
+        end.write(reports.outcome);
         sys::exit_now(127)
     }
 
@@ -432,7 +505,8 @@ impl Program {
         &self,
         guest: &Guest,
         terminal: Option<&Terminal>,
-        outcome: &OwnedFd,
+        rules: Option<Rules>,
+        reports: &Reports<'_>,
     ) -> Result<(), Failure> {
         let failed = |what: &'static str| move |error: io::Error| Failure::new(STEP, what, error);
         nix::unistd::setsid().map_err(|error| failed("setsid")(error.into()))?;
@@ -445,7 +519,9 @@ impl Program {
         // Closed, and before any path of the image's is looked at: through /proc/self/fd a descriptor of a directory is a
         // way out (CVE-2024-21626). The working directory is the one that libcontainer has entered and verified; it is
         // never resolved again, for the same path may lead elsewhere the second time.
-        sys::keep_only(&[outcome.as_fd()]).map_err(failed("close_range"))?;
+        let mut kept = vec![reports.outcome.as_fd(), reports.warden.as_fd()];
+        kept.extend(rules.as_ref().map(Rules::descriptor));
+        sys::keep_only(&kept).map_err(failed("close_range"))?;
         sys::new_session_keyring().map_err(failed("join a new session keyring"))?;
         unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWCGROUP)
             .map_err(|error| failed("unshare(CLONE_NEWUSER|CLONE_NEWCGROUP)")(error.into()))?;
@@ -472,18 +548,27 @@ impl Program {
         let kept = if emulated { EMULATED_ROOT } else { &[] };
         sys::keep_capabilities(kept).map_err(failed("drop capabilities"))?;
         reset_signals().map_err(failed("reset signals"))?;
+        if let Some(rules) = rules {
+            rules.restrict()?;
+        }
         // Last of all: from here on this process may do only what the program may do.
+        let policy = guest.seccomp.program(guest.emulate_root);
         let memory_files = guest.memory == Mechanism::Watchdog;
         let processors = guest.cpus == Mechanism::Affinity;
         if let Some(program) = seccomp::limits_program(memory_files, processors) {
-            seccomp::install(program).map_err(failed("load the seccomp filter"))?;
+            match policy {
+                // It ends the calls of a foreign ABI, and says so.
+                Some(_) => seccomp::install(&program.sparing()),
+                None => seccomp::install(program),
+            }
+            .map_err(failed("load the seccomp filter"))?;
         }
-        let program = if guest.emulate_root {
-            seccomp::root_emulation_program()
-        } else {
-            seccomp::default_program()
+        let Some(policy) = policy else {
+            return Ok(());
         };
-        seccomp::install(program).map_err(failed("load the seccomp filter"))
+        let may_send = guest.seccomp == seccomp::Policy::Default;
+        seccomp::install_under(policy, reports.warden.as_fd(), may_send)
+            .map_err(failed("load the seccomp filter"))
     }
 
     fn limit(guest: &Guest) -> Result<(), Failure> {

@@ -19,6 +19,7 @@ mod cgroup;
 mod channel;
 mod error;
 mod guest;
+mod landlock;
 mod launcher;
 mod outputs;
 mod overlay;
@@ -36,7 +37,9 @@ mod watchdog;
 
 pub use error::{Error, Failure, Result};
 pub use outputs::{FileKind, OutputFile, OutputLimits, OutputPath, Outputs};
-pub use report::{Evidence, PeakSource, Report, Sender, Space, Termination, Timings, Usage};
+pub use report::{
+    Evidence, Isolation, PeakSource, Report, Sender, Space, Termination, Timings, Usage,
+};
 pub use request::{
     LimitName, Limits, Mechanism, Mount, MountSource, Network, Process, Request, Requirement,
     Rlimit, RlimitResource, Root, UnknownName, WindowSize,

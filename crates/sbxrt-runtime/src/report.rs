@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::outputs::OutputFile;
 use crate::request::{LimitName, Mechanism};
+use crate::seccomp::PolicyKind;
 
 /// How an execution ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,6 +113,16 @@ impl Space {
     }
 }
 
+/// The layers of a sandbox that are not the same everywhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Isolation {
+    /// The system call filter.
+    pub seccomp: PolicyKind,
+    /// The kernel's version of Landlock, or `None` where it has none that is of use (Linux before 5.19, or not enabled),
+    /// or where the program was never started.
+    pub landlock: Option<u32>,
+}
+
 /// What an execution used.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
@@ -176,6 +187,8 @@ pub struct Report {
     /// What was found where the request asked for outputs, in the order of the request and of the names' bytes.
     #[serde(skip)]
     pub outputs: Vec<OutputFile>,
+    /// What it was kept in by, besides namespaces, mounts and the lack of capabilities.
+    pub isolation: Isolation,
     /// How long each phase took.
     pub timings: Timings,
     /// The processes, by their pids as the caller sees them, that were ended and are still there 2 s later, for the kernel

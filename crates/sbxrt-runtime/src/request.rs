@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::outputs::Outputs;
+use crate::seccomp::Policy;
 
 /// One execution, complete: nothing else of the caller's (environment, working directory, descriptors) gets in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +39,8 @@ pub struct Request {
     /// Root inside then may also read and write what its own files' modes forbid (`CAP_DAC_OVERRIDE`, as root is used to)
     /// and `chroot`; and it finds an `APT_CONFIG` that tells apt not to change its user, unless it has one.
     pub emulate_root: bool,
+    /// The system calls that the program may make.
+    pub seccomp: Policy,
     /// What is mounted over the root file system, in this order.
     pub mounts: Vec<Mount>,
     /// The program.

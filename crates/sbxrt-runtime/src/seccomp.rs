@@ -64,18 +64,21 @@
 //! ```
 
 mod compile;
-#[cfg(test)]
 mod interpreter;
+mod policy;
 mod profile;
 mod program;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod warden;
 
 pub use compile::{Architecture, Host, compile_for};
+pub use policy::{Policy, PolicyKind};
 pub use profile::{Action, Condition, Error, Filter, KernelVersion, Operator, Profile, Rule};
 pub use program::{Instruction, MAX_INSTRUCTIONS, Program};
 pub use sys::install;
+pub(crate) use warden::{Blocked, Warden, install as install_under};
 
 /// The default policy as text, for whoever wants to start from it.
 pub const DEFAULT_PROFILE: &str = include_str!("seccomp/default.json");

@@ -237,6 +237,7 @@ mod tests {
             read_only: true,
             upper: None,
             emulate_root: false,
+            seccomp: crate::seccomp::Policy::Default,
             mounts: Vec::new(),
             process: Process {
                 args: vec!["/bin/true".to_owned()],

@@ -371,6 +371,34 @@ pub(crate) fn detached_filesystem(kind: &CStr) -> io::Result<OwnedFd> {
     own(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, 0) })
 }
 
+/// The kernel's version of Landlock, or `None` where it is absent or off.
+pub(crate) fn landlock_abi() -> Option<u32> {
+    const VERSION: c_ulong = 1; // LANDLOCK_CREATE_RULESET_VERSION
+    // SAFETY: with this flag the kernel reads no memory and makes no descriptor.
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0_usize,
+            VERSION,
+        )
+    };
+    u32::try_from(version).ok()
+}
+
+/// Puts this thread under a Landlock ruleset.
+pub(crate) fn restrict_by_landlock(ruleset: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_landlock_restrict_self,
+            ruleset.as_raw_fd(),
+            0_usize,
+        )
+    })
+    .map(drop)
+}
+
 /// Closes every descriptor from 3 upward but those of `kept`: what a fork inherited and must not hold open, because
 /// somebody waits for its end. The owners of what is closed must not be dropped afterwards.
 pub(crate) fn keep_only(kept: &[BorrowedFd<'_>]) -> io::Result<()> {

@@ -142,6 +142,7 @@ impl Bench {
             read_only: false,
             upper: None,
             emulate_root: false,
+            seccomp: sbxrt_runtime::seccomp::Policy::Default,
             mounts: Vec::new(),
             process: Process {
                 args: ["busybox", "sh", "-ec", script].map(str::to_owned).to_vec(),

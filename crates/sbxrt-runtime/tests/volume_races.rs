@@ -129,6 +129,7 @@ impl Bench {
             read_only: false,
             upper: None,
             emulate_root: false,
+            seccomp: sbxrt_runtime::seccomp::Policy::Default,
             mounts,
             process: Process {
                 args: words.map(|&word| word.to_owned()).collect(),

@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use sbxrt_runtime::{
-    Evidence, LimitName, Limits, Mechanism, OutputFile, OutputLimits, OutputPath, Outputs, Process,
-    Progress, Report, Request, Run, Termination, Timings, Usage, WindowSize,
+    Evidence, Isolation, LimitName, Limits, Mechanism, OutputFile, OutputLimits, OutputPath,
+    Outputs, Process, Progress, Report, Request, Run, Termination, Timings, Usage, WindowSize,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
@@ -250,6 +250,7 @@ impl Command {
             read_only: policy.read_only,
             upper: policy.upper.clone(),
             emulate_root: policy.emulate_root,
+            seccomp: policy.seccomp.clone(),
             mounts: policy.mounts.clone(),
             process: Process {
                 args: self.words.clone(),
@@ -504,6 +505,8 @@ pub struct Output {
     /// What was found where [`Command::output_path`] asked for it: each file, directory and link, and everything that was
     /// refused with the reason.
     pub files: Vec<OutputFile>,
+    /// What it was kept in by, besides namespaces, mounts and the lack of capabilities.
+    pub isolation: Isolation,
     /// How long each phase took.
     pub timings: Timings,
     /// Pids of processes that nobody can end at present: see [`Report::leaked`].
@@ -520,6 +523,7 @@ impl Output {
             mut limits_hit,
             root_emulated,
             outputs,
+            isolation,
             timings,
             leaked,
         } = report;
@@ -539,6 +543,7 @@ impl Output {
             limits_hit,
             root_emulated,
             files: outputs,
+            isolation,
             timings,
             leaked,
         }

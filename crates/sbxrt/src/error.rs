@@ -24,6 +24,9 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A profile of system calls cannot be used.
+    #[error("the seccomp profile cannot be used")]
+    Seccomp(#[from] sbxrt_runtime::seccomp::Error),
     /// An image is not in the store and may not be fetched.
     #[error("{name} is not in the store, and pulling is off")]
     NotPresent {

@@ -48,7 +48,7 @@ pub use capture::Captured;
 pub use command::{Child, Command, Output, Stdin};
 pub use engine::Engine;
 pub use error::{Error, Result};
-pub use sandbox::{Sandbox, SandboxBuilder};
+pub use sandbox::{Sandbox, SandboxBuilder, Seccomp};
 
 /// Image references, the store and pulling: the part of sbxrt that turns a name into files.
 pub use sbxrt_image as image;
@@ -57,8 +57,10 @@ pub use sbxrt_image::{Image, Platform, PullOptions, Source};
 pub use sbxrt_runtime::Error as RuntimeError;
 /// What the host lets sbxrt do, found by trying.
 pub use sbxrt_runtime::probe;
+/// System call filters: profiles in Docker's format, and sbxrt's own policy.
+pub use sbxrt_runtime::seccomp;
 pub use sbxrt_runtime::{
-    Evidence, Failure, FileKind, LimitName, Limits, Mechanism, Mount, MountSource, Network,
-    OutputFile, OutputLimits, OutputPath, Outputs, PeakSource, Report, Requirement, Rlimit,
-    RlimitResource, Termination, Timings, UnknownName, Usage, WindowSize, init,
+    Evidence, Failure, FileKind, Isolation, LimitName, Limits, Mechanism, Mount, MountSource,
+    Network, OutputFile, OutputLimits, OutputPath, Outputs, PeakSource, Report, Requirement,
+    Rlimit, RlimitResource, Termination, Timings, UnknownName, Usage, WindowSize, init,
 };

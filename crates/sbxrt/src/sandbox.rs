@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sbxrt_image::{Image, Rootfs};
+use sbxrt_runtime::seccomp;
 use sbxrt_runtime::{LimitName, Limits, Mechanism, Mount, Network, Requirement, Rlimit, Root};
 
 use crate::command::Command;
@@ -23,6 +24,21 @@ const HOSTNAME_LIMIT: usize = 64;
 pub struct SandboxBuilder {
     launcher: Arc<Lazy>,
     policy: Policy,
+    seccomp: Seccomp,
+}
+
+/// The system calls that a program may make.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Seccomp {
+    /// What sbxrt's [own policy](crate::seccomp#the-default-policy) allows.
+    #[default]
+    Default,
+    /// What this profile allows, in the place of that policy. Nothing else of the sandbox depends on it: the program still
+    /// has no capability and gains no privilege, and where memory or processors are limited without a cgroup, what would
+    /// undo the limit stays refused.
+    Profile(seccomp::Profile),
+    /// All of them. For programs that are trusted and that no profile fits.
+    Unconfined,
 }
 
 /// What a [`Command`] inherits from its sandbox.
@@ -36,6 +52,7 @@ pub(crate) struct Policy {
     pub(crate) read_only: bool,
     pub(crate) upper: Option<PathBuf>,
     pub(crate) emulate_root: bool,
+    pub(crate) seccomp: seccomp::Policy,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) cwd: Option<PathBuf>,
     pub(crate) user: Option<String>,
@@ -54,13 +71,18 @@ impl SandboxBuilder {
             read_only: false,
             upper: None,
             emulate_root: false,
+            seccomp: seccomp::Policy::Default,
             env: Vec::new(),
             cwd: None,
             user: None,
             hostname: None,
             rlimits: Vec::new(),
         };
-        Self { launcher, policy }
+        Self {
+            launcher,
+            policy,
+            seccomp: Seccomp::Default,
+        }
     }
 
     /// Sets the limits of each execution. Default: [`Limits::default`].
@@ -121,6 +143,16 @@ impl SandboxBuilder {
         self
     }
 
+    /// Sets the system calls that the program may make. Default: sbxrt's own policy.
+    ///
+    /// A call that the profile ends the program for is told by
+    /// [`Termination::Seccomp`](crate::Termination::Seccomp), and which kind of policy it was by
+    /// [`Output::isolation`](crate::Output::isolation).
+    pub fn seccomp(mut self, seccomp: Seccomp) -> Self {
+        self.seccomp = seccomp;
+        self
+    }
+
     /// Sets an environment variable, over the image's.
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.policy.env.push((name.into(), value.into()));
@@ -156,8 +188,8 @@ impl SandboxBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] names the field that cannot be carried out and why.
-    pub fn build(self) -> Result<Sandbox> {
+    /// [`Error::Invalid`] names the field that cannot be carried out and why, [`Error::Seccomp`] the rule of the profile.
+    pub fn build(mut self) -> Result<Sandbox> {
         let Policy {
             limits,
             env,
@@ -230,6 +262,18 @@ impl SandboxBuilder {
                 ));
             }
         }
+        let emulate_root = self.policy.emulate_root;
+        self.policy.seccomp = match &self.seccomp {
+            Seccomp::Default => seccomp::Policy::Default,
+            Seccomp::Profile(profile) => seccomp::Policy::custom(profile, emulate_root)?,
+            Seccomp::Unconfined if emulate_root => {
+                return Err(Error::invalid(
+                    "seccomp policy",
+                    "is what emulates root, so there must be one",
+                ));
+            }
+            Seccomp::Unconfined => seccomp::Policy::Unconfined,
+        };
         Ok(Sandbox {
             launcher: self.launcher,
             policy: Arc::new(self.policy),

@@ -14,8 +14,11 @@ use std::time::Duration;
 
 use crate::cgroup::Counters;
 use crate::error::Failure;
-use crate::report::{Evidence, PeakSource, Report, Sender, Space, Termination, Timings, Usage};
+use crate::report::{
+    Evidence, Isolation, PeakSource, Report, Sender, Space, Termination, Timings, Usage,
+};
 use crate::request::{LimitName, Limits, Mechanism};
+use crate::seccomp::Blocked;
 use crate::watchdog::Seen;
 
 /// The end of the program as the container's first process saw it.
@@ -31,6 +34,8 @@ pub(super) struct Exit {
     pub(super) processes: u64,
     /// What was full at that moment.
     pub(super) full: Vec<Space>,
+    /// The system call that the filter ended it for.
+    pub(super) blocked: Option<Blocked>,
 }
 
 /// Why the launcher ended an execution.
@@ -86,6 +91,7 @@ pub(super) struct Facts<'a> {
     /// From start to end as the launcher saw it, for where the first process did not.
     pub(super) wall_time: Duration,
     pub(super) root_emulated: bool,
+    pub(super) isolation: Isolation,
     pub(super) timings: Timings,
 }
 
@@ -121,6 +127,7 @@ impl Facts<'_> {
             limits_hit: limits_hit.into_iter().collect(),
             root_emulated: self.root_emulated,
             outputs: Vec::new(),
+            isolation: self.isolation,
             timings: self.timings,
             // The caller knows them by other pids.
             leaked: Vec::new(),
@@ -152,6 +159,17 @@ impl Facts<'_> {
             if self.counters.memory_kills > 0 {
                 return Ok((Termination::Oom, Some(LimitName::Memory)));
             }
+        }
+        if let (Some(blocked), Some(_)) = (exit.blocked.clone(), signal) {
+            let Blocked {
+                syscall,
+                architecture,
+            } = blocked;
+            let end = Termination::Seccomp {
+                syscall,
+                architecture,
+            };
+            return Ok((end, None));
         }
         let natural = match signal {
             Some(signal) => Termination::Signaled { signal },
@@ -296,6 +314,7 @@ mod tests {
             largest_process: 3 << 20,
             processes: 1,
             full: Vec::new(),
+            blocked: None,
         })
     }
 
@@ -363,6 +382,7 @@ mod tests {
             signals,
             wall_time: Duration::from_secs(9),
             root_emulated: false,
+            isolation: Isolation::default(),
             timings: Timings::default(),
         }
     }

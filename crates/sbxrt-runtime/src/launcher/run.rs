@@ -18,7 +18,7 @@ use crate::channel::{self, BuildEvent, Event, InitEvent, Order};
 use crate::error::Failure;
 use crate::guest::is_asked;
 use crate::overlay::UpperWork;
-use crate::report::Timings;
+use crate::report::{Isolation, Timings};
 use crate::request::{LimitName, Mechanism, Request};
 use crate::sys;
 use crate::watchdog::{Watchdog, Watched};
@@ -124,6 +124,8 @@ pub(super) struct Run {
     signals: BTreeSet<i32>,
     failure: Option<Failure>,
     not_executed: Option<(i32, String)>,
+    /// The version of Landlock that the program is under.
+    landlock: Option<u32>,
     timings: Timings,
 }
 
@@ -252,6 +254,7 @@ impl Run {
             signals: BTreeSet::new(),
             failure: None,
             not_executed: None,
+            landlock: None,
             timings: Timings::default(),
             request,
         })
@@ -542,7 +545,14 @@ impl Run {
             return false;
         };
         match channel::receive::<InitEvent>(events.as_fd()) {
-            Ok(Some((InitEvent::Started { start_micros }, descriptors))) => {
+            Ok(Some((
+                InitEvent::Started {
+                    start_micros,
+                    landlock,
+                },
+                descriptors,
+            ))) => {
+                self.landlock = landlock;
                 self.timings.start =
                     Duration::from_micros(start_micros).saturating_sub(self.timings.create);
                 let terminal: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
@@ -560,6 +570,7 @@ impl Run {
                     largest_process,
                     processes,
                     full,
+                    blocked,
                 },
                 _,
             ))) => {
@@ -571,6 +582,7 @@ impl Run {
                     largest_process,
                     processes,
                     full,
+                    blocked,
                 });
                 self.ended = Some(Instant::now());
                 self.stop_watching();
@@ -717,6 +729,10 @@ impl Run {
             signals: &self.signals,
             wall_time,
             root_emulated: self.request.emulate_root,
+            isolation: Isolation {
+                seccomp: self.request.seccomp.kind(),
+                landlock: self.landlock,
+            },
             timings: self.timings.clone(),
         }
     }

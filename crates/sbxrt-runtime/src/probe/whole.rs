@@ -45,6 +45,7 @@ fn execute() -> Result<Report, Error> {
         read_only: false,
         upper: None,
         emulate_root: false,
+        seccomp: crate::seccomp::Policy::Default,
         mounts: Vec::new(),
         process: Process {
             args: vec!["true".to_owned()],

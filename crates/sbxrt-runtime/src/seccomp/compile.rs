@@ -65,6 +65,51 @@ impl Architecture {
     }
 }
 
+/// The ABI that a system call was made with, by the name that people know, and the call's name in it or its number.
+pub(super) fn describe(audit: u32, number: u32) -> (String, String) {
+    // From here on x32 has numbers of its own.
+    const X32_OWN: u32 = 512;
+    let is_x32 = number & X32_BIT != 0 && number != u32::MAX;
+    let number = if audit == Architecture::X86_64.audit() && is_x32 {
+        number ^ X32_BIT
+    } else {
+        number
+    };
+    let index = number as usize;
+    let (architecture, name) = match audit {
+        0xc000_003e if is_x32 => (
+            "x32",
+            syscalls::x86_64::Sysno::new(index)
+                .filter(|_| number < X32_OWN)
+                .map(|call| call.name()),
+        ),
+        0xc000_003e => (
+            "x86_64",
+            syscalls::x86_64::Sysno::new(index).map(|call| call.name()),
+        ),
+        0x4000_0003 => (
+            "i386",
+            syscalls::x86::Sysno::new(index).map(|call| call.name()),
+        ),
+        0xc000_00b7 => (
+            "aarch64",
+            syscalls::aarch64::Sysno::new(index).map(|call| match call.name() {
+                "fstatat" => "newfstatat",
+                name => name,
+            }),
+        ),
+        0x4000_0028 => (
+            "arm",
+            syscalls::arm::Sysno::new(index).map(|call| call.name()),
+        ),
+        other => return (format!("{other:#x}"), number.to_string()),
+    };
+    (
+        architecture.to_owned(),
+        name.map_or_else(|| number.to_string(), str::to_owned),
+    )
+}
+
 /// What a profile's `includes` and `excludes` are decided by.
 #[derive(Clone, Copy, Debug)]
 pub struct Host<'a> {
@@ -92,9 +137,13 @@ pub fn compile_for(profile: &Profile, host: &Host<'_>) -> Result<Program, Error>
         profile.default_errno.as_deref(),
     )?;
     let mut calls: BTreeMap<u32, Vec<Clause<'_>>> = BTreeMap::new();
-    for rule in &profile.syscalls {
-        let result = verdict(rule.action, rule.errno_ret, rule.errno.as_deref())?;
-        check_arguments(rule)?;
+    for (index, rule) in profile.syscalls.iter().enumerate() {
+        let result = check(rule, profile.default_action).map_err(|source| Error::Rule {
+            number: index + 1,
+            names: rule.names.iter().take(3).cloned().collect(),
+            comment: rule.comment.clone().unwrap_or_default(),
+            source: Box::new(source),
+        })?;
         if !applies(rule, host) {
             continue;
         }
@@ -143,14 +192,27 @@ fn applies(rule: &Rule, host: &Host<'_>) -> bool {
     included && !excluded
 }
 
-fn check_arguments(rule: &Rule) -> Result<(), Error> {
-    match rule.args.iter().find(|condition| condition.index > 5) {
-        Some(condition) => Err(Error::ArgumentIndex {
-            name: rule.names.first().cloned().unwrap_or_default(),
-            index: condition.index,
-        }),
-        None => Ok(()),
+/// What the rule lets the filter return.
+fn check(rule: &Rule, default: Action) -> Result<u32, Error> {
+    if let Some(condition) = rule.args.iter().find(|condition| condition.index > 5) {
+        return Err(Error::ArgumentIndex(condition.index));
     }
+    // A permission for what does not exist harms nobody, and profiles have many for other machines and newer kernels. A
+    // prohibition that is misspelt lets through what it was to stop.
+    if rule.action < default
+        && let Some(unknown) = rule.names.iter().find(|name| !exists(name))
+    {
+        return Err(Error::UnknownCall(unknown.clone()));
+    }
+    verdict(rule.action, rule.errno_ret, rule.errno.as_deref())
+}
+
+/// Whether any of the common architectures has a system call of that name.
+fn exists(name: &str) -> bool {
+    Architecture::X86_64.number(name).is_some()
+        || Architecture::Aarch64.number(name).is_some()
+        || name.parse::<syscalls::x86::Sysno>().is_ok()
+        || name.parse::<syscalls::arm::Sysno>().is_ok()
 }
 
 /// The value that a filter returns for an action (`linux/seccomp.h`).
@@ -166,7 +228,7 @@ fn verdict(action: Action, errno: Option<u32>, errno_name: Option<&str>) -> Resu
     match action {
         Action::KillProcess => Ok(KILL_PROCESS),
         Action::KillThread => Ok(0),
-        Action::Trap => Ok(0x0003_0000),
+        Action::Trap => Ok(TRAP),
         Action::Errno => Ok(0x0005_0000 | errno),
         Action::Notify => Err(Error::Notify),
         Action::Trace => Ok(0x7ff0_0000 | errno),
@@ -258,7 +320,11 @@ fn ranges<'p>(
 
 /// The bit that marks a call of the x32 ABI, which reports itself as native x86-64; above it no number is native.
 const X32_BIT: u32 = 0x4000_0000;
-const KILL_PROCESS: u32 = 0x8000_0000;
+
+// The values that a filter returns (`linux/seccomp.h`).
+pub(super) const ACTION: u32 = 0xffff_0000;
+pub(super) const TRAP: u32 = 0x0003_0000;
+pub(super) const KILL_PROCESS: u32 = 0x8000_0000;
 
 // linux/bpf_common.h
 const LOAD_WORD: u16 = 0x20;

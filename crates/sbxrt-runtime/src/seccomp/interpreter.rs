@@ -1,60 +1,52 @@
-//! Runs a filter as the kernel's verifier and interpreter would (`net/core/filter.c`, `kernel/seccomp.c`).
+//! Runs a filter as the kernel would (`net/core/filter.c`, `kernel/seccomp.c`): for the tests, and to tell what the
+//! policy wanted done about a call that the kernel asks about.
 
-use super::program::Program;
+use super::program::{Instruction, Program};
 
 /// What a filter sees of a system call: `struct seccomp_data` without the instruction pointer.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Call {
-    pub(super) number: u32,
-    pub(super) audit: u32,
-    pub(super) arguments: [u64; 6],
+pub(crate) struct Call {
+    pub(crate) number: u32,
+    /// Which instruction set it was made with (`linux/audit.h`).
+    pub(crate) audit: u32,
+    pub(crate) arguments: [u64; 6],
 }
 
 impl Call {
-    fn word(&self, offset: u32) -> u32 {
-        assert_eq!(
-            offset % 4,
-            0,
-            "the kernel refuses loads that are not aligned"
-        );
+    /// What a load from this place gives; `None` where the kernel would not have taken the program.
+    fn word(&self, offset: u32) -> Option<u32> {
         match offset {
-            0 => self.number,
-            4 => self.audit,
-            16..64 => {
+            0 => Some(self.number),
+            4 => Some(self.audit),
+            16..64 if offset.is_multiple_of(4) => {
                 let argument = self.arguments[(offset as usize - 16) / 8];
                 let shift = if offset.is_multiple_of(8) { 0 } else { 32 };
-                u32::try_from(argument >> shift & u64::from(u32::MAX)).unwrap()
+                u32::try_from(argument >> shift & u64::from(u32::MAX)).ok()
             }
-            _ => panic!("load from {offset}"),
+            _ => None,
         }
     }
 }
 
-/// The value that the filter returns.
-pub(super) fn run(program: &Program, call: &Call) -> u32 {
-    let instructions: Vec<_> = program.instructions().collect();
+/// The value that the filter returns, or `None` where it is none that the kernel would have taken. It ends, because
+/// there are only jumps forward.
+pub(crate) fn run(program: &Program, call: &Call) -> Option<u32> {
     let mut accumulator = 0;
-    let mut counter = 0;
+    let mut counter = 0_usize;
     loop {
-        let instruction = instructions[counter];
+        let Instruction { code, jt, jf, k } = program.instruction(counter)?;
         counter += 1;
-        let compare = |holds: bool| {
-            usize::from(if holds {
-                instruction.jt
-            } else {
-                instruction.jf
-            })
-        };
-        match instruction.code {
-            0x20 => accumulator = call.word(instruction.k),
-            0x54 => accumulator &= instruction.k,
-            0x05 => counter += instruction.k as usize,
-            0x15 => counter += compare(accumulator == instruction.k),
-            0x25 => counter += compare(accumulator > instruction.k),
-            0x35 => counter += compare(accumulator >= instruction.k),
-            0x45 => counter += compare(accumulator & instruction.k != 0),
-            0x06 => return instruction.k,
-            code => panic!("operation {code:#x}"),
+        let compare = |holds: bool| usize::from(if holds { jt } else { jf });
+        match code {
+            0x20 => accumulator = call.word(k)?,
+            0x54 => accumulator &= k,
+            0x05 => counter += k as usize,
+            0x15 => counter += compare(accumulator == k),
+            0x25 => counter += compare(accumulator > k),
+            0x35 => counter += compare(accumulator >= k),
+            0x45 => counter += compare(accumulator & k != 0),
+            0x06 => return Some(k),
+            _ => return None,
         }
     }
 }

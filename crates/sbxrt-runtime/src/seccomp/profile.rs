@@ -14,6 +14,22 @@ pub enum Error {
     /// The text is not a seccomp profile.
     #[error("not a seccomp profile")]
     Parse(#[from] serde_json::Error),
+    /// A rule asks for what cannot be done.
+    #[error("rule {number} ({})", if comment.is_empty() { names.join(", ") } else { format!("{}: {comment}", names.join(", ")) })]
+    Rule {
+        /// Which one, from 1.
+        number: usize,
+        /// Its system calls, at most three of them.
+        names: Vec<String>,
+        /// What its author says of it.
+        comment: String,
+        /// Why it cannot.
+        #[source]
+        source: Box<Error>,
+    },
+    /// A rule forbids a system call that Linux has nowhere: it would forbid nothing.
+    #[error("{0:?} is no system call of Linux")]
+    UnknownCall(String),
     /// The profile hands system calls to a listener, which sbxrt does not have.
     #[error("SCMP_ACT_NOTIFY is not supported: there is no listener")]
     Notify,
@@ -24,13 +40,8 @@ pub enum Error {
     #[error("unknown error name {0:?}")]
     UnknownErrno(String),
     /// A condition on an argument that does not exist.
-    #[error("system call {name:?} has a rule for argument {index}, and there are only 0 to 5")]
-    ArgumentIndex {
-        /// The first system call of the rule.
-        name: String,
-        /// The argument that the rule asks for.
-        index: u32,
-    },
+    #[error("there is no argument {0}, only 0 to 5")]
+    ArgumentIndex(u32),
     /// The program is larger than the kernel takes.
     #[error("the profile needs more than the 4096 instructions that the kernel takes")]
     TooLong,

@@ -1,6 +1,6 @@
 //! The compiler against a direct reading of the profile, the default policy case by case, and both on a real kernel.
 
-use super::interpreter::{Call, run};
+use super::interpreter::Call;
 use super::*;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -21,6 +21,10 @@ const EPROTONOSUPPORT: u32 = 0x0005_005d;
 const SIGCHLD: u64 = 17;
 
 const BOTH: [Architecture; 2] = [Architecture::X86_64, Architecture::Aarch64];
+
+fn run(program: &Program, call: &Call) -> u32 {
+    interpreter::run(program, call).expect("a program that the kernel takes")
+}
 
 fn default_profile() -> Profile {
     Profile::parse(DEFAULT_PROFILE.as_bytes()).unwrap()
@@ -738,6 +742,32 @@ fn the_most_restrictive_matching_rule_applies_and_of_equals_the_first() {
     }
 }
 
+#[test]
+fn a_listener_is_asked_where_a_process_would_be_ended_and_nowhere_else() {
+    let asking = default_program().asking().unwrap();
+    let native = Architecture::NATIVE;
+    for number in (0..=600).chain([0x4000_0027, u32::MAX]) {
+        for audit in [native.audit(), 0x4000_0003] {
+            let call = Call {
+                audit,
+                ..call(native, number, [1; 6])
+            };
+            let expected = match run(default_program(), &call) {
+                KILL => 0x7fc0_0000,
+                other => other,
+            };
+            assert_eq!(run(&asking, &call), expected, "{call:x?}");
+        }
+    }
+    let sparing = limits_program(true, true).unwrap().sparing();
+    assert_eq!(sparing.asking(), None);
+    let foreign = Call {
+        audit: 0x4000_0003,
+        ..call(native, 20, [0; 6])
+    };
+    assert_eq!(run(&sparing, &foreign), ALLOW);
+}
+
 /// More leaves than an 8-bit jump can skip, for every system call and every kind of comparison.
 #[test]
 fn a_program_longer_than_a_conditional_jump_is_right() {
@@ -888,7 +918,7 @@ const SOME_NAMES: [&str; 12] = [
     "mseal",
     "open",
     "ioctl",
-    "absent",
+    "bpf",
 ];
 
 fn any_rule() -> impl Strategy<Value = Rule> {
@@ -1031,6 +1061,11 @@ fn what_is_wrong_with_a_profile_is_said() {
         r#"{ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": ["a"], "arg": [], "action": "SCMP_ACT_ALLOW" }] }"#,
         r#"{ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": ["a"], "action": "SCMP_ACT_ALLOW",
             "args": [{ "index": 6, "value": 0, "op": "SCMP_CMP_EQ" }] }] }"#,
+        r#"{ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+            { "names": ["uname"], "action": "SCMP_ACT_KILL" },
+            { "names": ["mount", "unmae", "read", "write"], "action": "SCMP_ACT_KILL", "comment": "the machine" }] }"#,
+        r#"{ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+            { "names": ["uname", "open"], "action": "SCMP_ACT_ERRNO", "errno": "EWHAT" }] }"#,
         r#"{ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": ["a"], "action": "SCMP_ACT_ALLOW",
             "args": [{ "index": 0, "value": -1, "op": "SCMP_CMP_EQ" }] }] }"#,
         r#"{ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": ["a"], "action": "SCMP_ACT_ALLOW",
@@ -1042,10 +1077,13 @@ fn what_is_wrong_with_a_profile_is_said() {
             let error = Profile::parse(json.as_bytes())
                 .and_then(|profile| compile(&profile, Architecture::X86_64, &[]))
                 .unwrap_err();
-            match std::error::Error::source(&error) {
-                Some(source) => format!("{error}: {source}"),
-                None => error.to_string(),
+            let mut message = error.to_string();
+            let mut cause = std::error::Error::source(&error);
+            while let Some(source) = cause {
+                message = format!("{message}: {source}");
+                cause = source.source();
             }
+            message
         })
         .collect();
     insta::assert_snapshot!("errors", messages.join("\n"));
