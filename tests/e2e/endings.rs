@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sbxrt_tests::{Fixtures, Host, eventually, for_each_identity};
+use sbxrt_tests::{Fixtures, Host, Report, eventually, for_each_identity};
 
 #[test]
 fn the_exit_status_says_how_it_ended() {
@@ -89,6 +89,99 @@ fn a_time_limit_ends_it_on_time_with_all_its_children() {
         assert_eq!(output.report().kind(), "timeout", "{output}");
         assert!(output.elapsed < Duration::from_millis(1200), "{output}");
         host.assert_nothing_is_left();
+    });
+}
+
+/// Exit statuses that sbxrt uses itself, from a program.
+#[test]
+fn a_programs_own_exit_status_is_told_from_one_of_ours() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    let image = fixtures.busybox_rootfs();
+    for_each_identity(|sbxrt| {
+        let result = sbxrt.scratch("results").join("result.json");
+        let file = result.display().to_string();
+        for code in [124, 125, 126, 127, 130, 137, 159] {
+            let script = format!("echo out; exit {code}");
+            let output = sbxrt
+                .run(["--result", &file, &image, "sh", "-c", &script])
+                .output();
+            assert_eq!(output.code(), code, "{output}");
+            assert_eq!(output.text(), "out\n", "{output}");
+            assert_eq!(output.stderr, "", "{output}");
+            let report = Report::parse(&std::fs::read(&result).unwrap());
+            assert_eq!(report.kind(), "exited", "{report}");
+            assert_eq!(report.code(), Some(code.into()), "{report}");
+            assert_eq!(report.total("stdout"), 4, "{report}");
+        }
+        let ours: [(&[&str], i32, &str); 4] = [
+            (
+                &["--timeout", "300ms", &image, "sleep", "60"],
+                124,
+                "timeout",
+            ),
+            (&[&image, "no-such-program"], 127, "start_failed"),
+            (&[&image, "/etc"], 126, "start_failed"),
+            (
+                &[
+                    "--output-limit",
+                    "1",
+                    "--output-action",
+                    "kill",
+                    &image,
+                    "yes",
+                ],
+                137,
+                "output",
+            ),
+        ];
+        for (words, code, kind) in ours {
+            let words = [&["--result", &file], words].concat();
+            let output = sbxrt.run(&words).output();
+            assert_eq!(output.code(), code, "{output}");
+            assert!(output.stderr.starts_with("sbxrt: "), "{output}");
+            let quiet = sbxrt.run([&["-q"], &words[..]].concat()).output();
+            assert_eq!((quiet.code(), quiet.stderr.as_str()), (code, ""), "{quiet}");
+            let report = Report::parse(&std::fs::read(&result).unwrap());
+            assert_eq!(
+                (report.kind(), report.exit_code()),
+                (kind, Some(code.into())),
+                "{report}"
+            );
+        }
+        let output = sbxrt
+            .run(["--result", &file, "--pull", "never", "no-such-image"])
+            .output();
+        assert_eq!(output.code(), 125, "{output}");
+        let report = Report::parse(&std::fs::read(&result).unwrap());
+        assert!(report.part("/error/message").is_string(), "{report}");
+        let output = sbxrt
+            .run(["--result", "/no/such/file", &image, "true"])
+            .output();
+        output.assert_refused(&["/no/such/file"]);
+    });
+}
+
+#[test]
+fn who_sent_the_signal_is_told_where_it_is_known() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    let image = fixtures.busybox_rootfs();
+    for_each_identity(|sbxrt| {
+        let report = sbxrt.report([&image, "sh", "-c", "kill -9 $$"]);
+        assert_eq!(
+            (report.kind(), report.signal()),
+            ("signaled", Some("SIGKILL"))
+        );
+        assert!(report.evidence("sender").is_null(), "{report}");
+        assert_eq!(report.evidence("signal"), "SIGKILL", "{report}");
+
+        let report = sbxrt.report(["--timeout", "300ms", &image, "sleep", "60"]);
+        assert_eq!(report.evidence("sender"), "sbxrt", "{report}");
+        assert_eq!(report.evidence("limit"), "wall_time", "{report}");
+        assert_eq!(report.evidence("mechanism"), "timer", "{report}");
     });
 }
 

@@ -117,6 +117,97 @@ fn scratch_ends_where_its_limit_says() {
 }
 
 #[test]
+fn a_program_that_fails_in_a_full_file_system_ends_as_disk() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    let image = fixtures.busybox_rootfs();
+    let fill = |path: &str| format!("head -c 9000000 /dev/zero >{path} 2>/dev/null");
+    // The script, what is said of it, what was full, and where.
+    let table: [(String, &str, &[&str], Option<&str>); 7] = [
+        (
+            format!("{}; exit 3", fill("/tmp/x")),
+            "disk",
+            &["scratch"],
+            Some("/"),
+        ),
+        (
+            format!("{}; exit 3", fill("/x")),
+            "disk",
+            &["scratch"],
+            Some("/"),
+        ),
+        (
+            format!("{}; kill -ABRT $$", fill("/x")),
+            "disk",
+            &["scratch"],
+            Some("/"),
+        ),
+        (
+            format!("{}; exit 3", fill("/data/x")),
+            "disk",
+            &["scratch"],
+            Some("/data"),
+        ),
+        // Files without contents.
+        (
+            "cd /data; seq 1 3000 | xargs touch; exit 3".to_owned(),
+            "disk",
+            &["scratch"],
+            Some("/data"),
+        ),
+        (
+            format!("{}; exit 0", fill("/tmp/x")),
+            "exited",
+            &["scratch"],
+            Some("/"),
+        ),
+        (
+            format!("{}; rm /tmp/x; exit 3", fill("/tmp/x")),
+            "exited",
+            &[],
+            None,
+        ),
+    ];
+    for_each_identity(|sbxrt| {
+        for (script, kind, hit, path) in &table {
+            let bounds = ["--scratch-size", "8m", "--tmpfs", "/data:size=1m"];
+            let words = [
+                &bounds[..],
+                &["--timeout", "60s", &image, "sh", "-c", script],
+            ];
+            let report = sbxrt.report(words.concat());
+            assert_eq!(
+                (report.kind(), report.limits_hit().as_slice()),
+                (*kind, *hit),
+                "{script}: {report}"
+            );
+            let full = report.evidence("full").as_array().unwrap();
+            let paths: Vec<_> = full
+                .iter()
+                .map(|space| space["path"].as_str().unwrap())
+                .collect();
+            assert_eq!(
+                paths,
+                path.iter().copied().collect::<Vec<_>>(),
+                "{script}: {report}"
+            );
+            // Its exit status is its own.
+            let own = report.evidence("exit_code").as_i64();
+            assert_eq!(own.or(Some(134)), report.exit_code(), "{script}: {report}");
+        }
+        let script = "head -c 99000000 /dev/zero >/dev/shm/x 2>/dev/null; exit 3";
+        let report = sbxrt.report([&image, "sh", "-c", script]);
+        assert_eq!(
+            (report.kind(), report.limits_hit()),
+            ("disk", vec!["shm"]),
+            "{report}"
+        );
+        assert_eq!(report.evidence("full/0/path"), "/dev/shm", "{report}");
+    });
+}
+
+#[test]
 fn the_report_measures_what_was_used() {
     let Some(fixtures) = Fixtures::find() else {
         return;

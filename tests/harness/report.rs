@@ -48,16 +48,52 @@ impl Report {
         self.0.pointer("/exit_code").and_then(Value::as_i64)
     }
 
-    /// What was kept of a stream (`stdout`, `stderr`).
+    /// What was kept of a stream (`stdout`, `stderr`): the first bytes, directly followed by the last ones.
     pub fn bytes(&self, stream: &str) -> Vec<u8> {
-        let stream = self.at(&format!("/{stream}"));
-        match (stream["text"].as_str(), stream["base64"].as_str()) {
+        let mut bytes = self.content(&format!("/{stream}"));
+        bytes.extend(self.tail(stream));
+        bytes
+    }
+
+    /// The last bytes of a stream that was cut.
+    pub fn tail(&self, stream: &str) -> Vec<u8> {
+        let tail = format!("/{stream}/tail");
+        if self.at(&tail).is_null() {
+            return Vec::new();
+        }
+        self.content(&tail)
+    }
+
+    /// How many bytes of a stream were left out.
+    pub fn omitted(&self, stream: &str) -> u64 {
+        self.number(&format!("/{stream}/omitted"))
+    }
+
+    fn content(&self, pointer: &str) -> Vec<u8> {
+        let content = self.at(pointer);
+        match (content["text"].as_str(), content["base64"].as_str()) {
             (Some(text), None) => text.as_bytes().to_vec(),
             (None, Some(base64)) => base64::engine::general_purpose::STANDARD
                 .decode(base64)
                 .unwrap(),
             _ => panic!("a stream is either text or base64: {:#}", self.0),
         }
+    }
+
+    /// Limits that were reached.
+    pub fn limits_hit(&self) -> Vec<&str> {
+        let limits = self.at("/limits_hit").as_array().unwrap();
+        limits.iter().map(|limit| limit.as_str().unwrap()).collect()
+    }
+
+    /// One of the facts that the end is inferred from (`limit`, `exit_code`, `full/0/path`, …); null where it is unknown.
+    pub fn evidence(&self, fact: &str) -> &Value {
+        self.at(&format!("/evidence/{fact}"))
+    }
+
+    /// Any part of the document, by its JSON pointer.
+    pub fn part(&self, pointer: &str) -> &Value {
+        self.at(pointer)
     }
 
     /// Whether a stream is given as text.

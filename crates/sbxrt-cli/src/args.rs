@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use sbxrt::{LimitName, Mount, Network, OutputPath, Platform, Requirement, Rlimit};
+use sbxrt::{LimitName, Mount, Network, OutputAction, OutputPath, Platform, Requirement, Rlimit};
 
 use crate::build::BuildArguments;
 use crate::commit::CommitArguments;
@@ -50,12 +50,16 @@ Examples:
 
 const RUN_HELP: &str = "\
 Exit status:
-  0-255  the program's own; 128+N where signal N ended it (137 also for the
-         limits on memory and processes)
+  0-255  the program's own; 128+N where signal N ended it
   124    the time limit ended the program
   125    sbxrt failed; the program did not run, or its output was lost
   126    the program cannot be invoked
   127    the program was not found
+  130    cancelled
+  137    the limit on memory, processes or output ended the program
+  159    the system call filter ended the program
+  Where it is not the program's own, stderr says so; --json and --result tell
+  it beyond doubt.
 
 Images:
   NAME, docker://NAME    from a registry; short names are Docker Hub's
@@ -203,10 +207,15 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "DURATION", value_parser = limit::duration, help_heading = LIMITS)]
     pub(crate) timeout: Option<Bound<Duration>>,
 
-    /// Keep this much of stdout and of stderr [default: 10m with --json,
-    /// else all]
+    /// Hand on this much of stdout and of stderr, and count the rest; with
+    /// --json half of it the beginning and half the end [default: 10m with
+    /// --json, else all]
     #[arg(long, value_name = "SIZE", value_parser = limit::size, help_heading = LIMITS)]
     pub(crate) output_limit: Option<Bound<u64>>,
+
+    /// Do this with a program that writes more
+    #[arg(long, value_name = "ACTION", value_enum, default_value = "cut", help_heading = LIMITS)]
+    pub(crate) output_action: OutputActionArgument,
 
     /// Limit what can be written to the root file system and /tmp
     #[arg(long, value_name = "SIZE", default_value = "64m", value_parser = limit::size, help_heading = LIMITS)]
@@ -353,6 +362,23 @@ pub(crate) struct RunArguments {
     #[arg(long, help_heading = REPORT)]
     pub(crate) json: bool,
 
+    /// Write that document to a file, without the output, which passes
+    /// through
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "print_spec"], help_heading = REPORT)]
+    pub(crate) result: Option<PathBuf>,
+
+    /// Write all of stdout to a file as well
+    #[arg(long, value_name = "FILE", help_heading = REPORT)]
+    pub(crate) stdout_file: Option<PathBuf>,
+
+    /// Write all of stderr to a file as well
+    #[arg(long, value_name = "FILE", conflicts_with = "tty", help_heading = REPORT)]
+    pub(crate) stderr_file: Option<PathBuf>,
+
+    /// Limit the size of each of these files
+    #[arg(long, value_name = "SIZE", default_value = "1g", value_parser = limit::size, help_heading = REPORT)]
+    pub(crate) stream_file_limit: Bound<u64>,
+
     /// Print the OCI runtime spec and do not run
     #[arg(long, conflicts_with = "json", help_heading = REPORT)]
     pub(crate) print_spec: bool,
@@ -376,6 +402,24 @@ impl From<NetworkArgument> for Network {
         match argument {
             NetworkArgument::None => Self::None,
             NetworkArgument::Host => Self::Host,
+        }
+    }
+}
+
+/// The values of `--output-action`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputActionArgument {
+    /// Let it go on
+    Cut,
+    /// End it
+    Kill,
+}
+
+impl From<OutputActionArgument> for OutputAction {
+    fn from(argument: OutputActionArgument) -> Self {
+        match argument {
+            OutputActionArgument::Cut => Self::Cut,
+            OutputActionArgument::Kill => Self::Kill,
         }
     }
 }

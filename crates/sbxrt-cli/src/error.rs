@@ -80,6 +80,23 @@ pub(crate) enum Error {
     /// The entry point was taken away and nothing was put in its place.
     #[error("there is no command: the entry point is empty and nothing follows the image")]
     NoCommand,
+    /// A program is to be ended for writing more than a limit that there is not.
+    #[error("--output-action kill needs a limit: --output-limit SIZE")]
+    NoOutputLimit,
+    /// The file for the result cannot be written.
+    #[error("failed to write the result to {}", path.display())]
+    ResultFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// A file that was to have the program's output has not all of it.
+    #[error("failed to write all output to {}", path.display())]
+    OutputFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     /// `-it` without a terminal, in Docker's words, which scripts and people know.
     #[error("the input device is not a TTY")]
     NotATerminal,

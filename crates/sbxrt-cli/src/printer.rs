@@ -1,6 +1,6 @@
 //! The only way to standard output and standard error: data to the one, talk to the other.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write};
 
 use serde::Serialize;
 
@@ -41,13 +41,15 @@ impl Printer {
     }
 
     /// Prints data as a JSON document.
+    #[expect(clippy::unused_self, reason = "whoever prints holds a printer")]
     pub(crate) fn document(self, document: &impl Serialize) -> Result<()> {
-        let mut text = serde_json::to_string_pretty(document).map_err(|error| Error::Output {
-            stream: "a JSON document",
-            source: error.into(),
-        })?;
-        text.push('\n');
-        self.data(&text)
+        match write_document(io::stdout().lock(), document) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Output {
+                stream: "standard output",
+                source: error,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Tells something that is good to know.
@@ -79,6 +81,14 @@ impl Printer {
             Style::PLAIN
         }));
     }
+}
+
+/// Writes `document` in pieces: with output in it, it may be large.
+pub(crate) fn write_document(target: impl Write, document: &impl Serialize) -> io::Result<()> {
+    let mut target = io::BufWriter::with_capacity(64 << 10, target);
+    serde_json::to_writer_pretty(&mut target, document)?;
+    target.write_all(b"\n")?;
+    target.flush()
 }
 
 fn talk(text: &str) {

@@ -7,11 +7,13 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tokio::sync::oneshot;
+use sbxrt::{Capture, Captured, Spill};
+use tokio::sync::{Notify, oneshot};
 
 /// As much as a pipe holds.
 const BUFFER: usize = 64 << 10;
@@ -28,44 +30,110 @@ pub(crate) enum Sink {
 /// What has become of a stream.
 #[derive(Debug, Default)]
 pub(crate) struct Relayed {
-    /// What was to be kept.
-    pub(crate) kept: Vec<u8>,
-    /// How many bytes the program wrote.
-    pub(crate) total: u64,
-    /// Whether the limit cut some of them off.
-    pub(crate) cut: bool,
+    /// How many bytes there were, and what was to be kept of them.
+    pub(crate) captured: Captured,
+    /// How many bytes were not handed on because of the limit.
+    pub(crate) omitted: u64,
     /// Why the rest could not be forwarded.
     pub(crate) failure: Option<io::Error>,
 }
 
-impl Relayed {
-    /// Whether fewer bytes were handed on than written.
-    pub(crate) fn is_cut(&self) -> bool {
-        self.cut
-    }
+/// One stream of the program on its way out.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    /// What its thread is called.
+    pub(crate) name: &'static str,
+    pub(crate) source: OwnedFd,
+    pub(crate) sink: Sink,
+    /// How many bytes are handed on at most.
+    pub(crate) limit: Option<u64>,
+    /// The file that receives everything as well.
+    pub(crate) spill: Option<Spill>,
+    /// Told once there is more than the limit.
+    pub(crate) excess: Arc<Notify>,
+    /// The other side of it is closed once all is over.
+    pub(crate) over: OwnedFd,
 }
 
-/// Starts handing on what comes from `source`, at most `limit` bytes of it.
-///
-/// It goes on until the other side of `source` is closed, or, once the other side of `over` is, until nothing more is
-/// in it: a program may have given its output to somebody outside, who must not keep this process waiting.
-pub(crate) fn start(
-    name: &'static str,
-    source: OwnedFd,
-    sink: Sink,
-    limit: Option<u64>,
-    over: OwnedFd,
-) -> io::Result<oneshot::Receiver<Relayed>> {
-    set_nonblocking(&source)?;
-    let (sender, receiver) = oneshot::channel();
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(move || {
-            let relayed = relay(source, sink, limit, over.as_fd());
-            // Nobody waits any more where a signal has ended the waiting.
-            drop(sender.send(relayed));
-        })?;
-    Ok(receiver)
+impl Relay {
+    /// Starts handing on what comes.
+    ///
+    /// It goes on until the other side of `source` is closed, or, once all is `over`, until what is in it then is read: a
+    /// program may have given its output to somebody outside, who must not keep this process waiting.
+    pub(crate) fn start(self) -> io::Result<oneshot::Receiver<Relayed>> {
+        set_nonblocking(&self.source)?;
+        let (sender, receiver) = oneshot::channel();
+        std::thread::Builder::new()
+            .name(self.name.to_owned())
+            .spawn(move || {
+                // Nobody waits any more where a signal has ended the waiting.
+                drop(sender.send(self.run()));
+            })?;
+        Ok(receiver)
+    }
+
+    fn run(mut self) -> Relayed {
+        let keeps = matches!(self.sink, Sink::Keep);
+        let mut capture = Capture::new(if keeps { self.limit } else { Some(0) });
+        let failure = self.hand_on(&mut capture).err();
+        let limit = self.limit.unwrap_or(u64::MAX);
+        let omitted = capture.total().saturating_sub(limit);
+        let mut captured = capture.finish();
+        captured.file = self.spill.map(Spill::finish);
+        Relayed {
+            captured,
+            omitted,
+            failure,
+        }
+    }
+
+    fn hand_on(&mut self, capture: &mut Capture) -> io::Result<()> {
+        let limit = self.limit.unwrap_or(u64::MAX);
+        let mut buffer = vec![0; BUFFER];
+        // Known once all is over.
+        let mut left: Option<u64> = None;
+        loop {
+            if left.is_none() && is_over(self.source.as_fd(), self.over.as_fd())? {
+                left = Some(Capture::rest(&self.source)?);
+            }
+            let wanted = left.map_or(BUFFER, |left| {
+                usize::try_from(left).unwrap_or(BUFFER).min(BUFFER)
+            });
+            if wanted == 0 {
+                return Ok(());
+            }
+            let length = match nix::unistd::read(&self.source, &mut buffer[..wanted]) {
+                // A pseudo-terminal whose last user has gone says EIO.
+                Ok(0) | Err(Errno::EIO) => return Ok(()),
+                Ok(length) => length,
+                Err(Errno::EAGAIN) if left.is_some() => return Ok(()),
+                Err(Errno::EINTR | Errno::EAGAIN) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let bytes = &buffer[..length];
+            left = left.map(|left| left - length as u64);
+            let room = limit.saturating_sub(capture.total());
+            capture.write(bytes);
+            if let Some(spill) = &mut self.spill {
+                spill.write(bytes);
+            }
+            let fitting = usize::try_from(room).unwrap_or(usize::MAX).min(length);
+            let was_over = capture.total() - length as u64 > limit;
+            if capture.total() > limit && !was_over {
+                self.excess.notify_one();
+            }
+            if let Sink::Forward(file) = &mut self.sink
+                && let Err(error) = write_all(file, &bytes[..fitting])
+            {
+                // The pipe to the program is closed as well, so that the program learns of it as it would without us:
+                // `sbxrt run … yes | head` ends. To read on would keep such a program running for nobody.
+                return match error.kind() {
+                    ErrorKind::BrokenPipe => Ok(()),
+                    _ => Err(error),
+                };
+            }
+        }
+    }
 }
 
 /// Starts feeding standard input to `destination`. The thread ends with the input, with the reader, or with this
@@ -96,67 +164,18 @@ pub(crate) fn feed(destination: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-fn relay(source: OwnedFd, mut sink: Sink, limit: Option<u64>, over: BorrowedFd<'_>) -> Relayed {
-    let mut source = File::from(source);
-    let mut buffer = vec![0; BUFFER];
-    let mut room = limit.unwrap_or(u64::MAX);
-    let mut relayed = Relayed::default();
+/// Waits until there is something in `source`, or all is `over`; whether it is.
+fn is_over(source: BorrowedFd<'_>, over: BorrowedFd<'_>) -> io::Result<bool> {
     loop {
-        let length = match source.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(length) => length,
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => match wait(source.as_fd(), over)
-            {
-                Ok(true) => continue,
-                Ok(false) => break,
-                Err(error) => {
-                    relayed.failure = Some(error);
-                    break;
-                }
-            },
-            // What a pseudo-terminal says when its last user has gone.
-            Err(error) if error.raw_os_error() == Some(libc::EIO) => break,
-            Err(error) => {
-                relayed.failure = Some(error);
-                break;
-            }
-        };
-        relayed.total += length as u64;
-        let taken = usize::try_from(room).unwrap_or(usize::MAX).min(length);
-        room -= taken as u64;
-        relayed.cut |= taken < length;
-        let handed_on = match &mut sink {
-            Sink::Forward(file) => write_all(file, &buffer[..taken]),
-            Sink::Keep => {
-                relayed.kept.extend_from_slice(&buffer[..taken]);
-                Ok(())
-            }
-        };
-        if let Err(error) = handed_on {
-            // The pipe to the program is closed as well, so that the program learns of it as it would without us:
-            // `sbxrt run … yes | head` ends. To read on would keep such a program running for nobody.
-            if error.kind() != ErrorKind::BrokenPipe {
-                relayed.failure = Some(error);
-            }
-            break;
-        }
-    }
-    relayed
-}
-
-/// Waits until there is something in `source`; `false` where it is empty and nothing more can come.
-fn wait(source: BorrowedFd<'_>, over: BorrowedFd<'_>) -> io::Result<bool> {
-    loop {
-        let mut polled = [
-            PollFd::new(source, PollFlags::POLLIN),
-            PollFd::new(over, PollFlags::POLLIN),
-        ];
+        let mut polled = [source, over].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         match poll(&mut polled, PollTimeout::NONE) {
-            // In this order: what is there is read even when all is over.
-            Ok(_) if polled[0].any().unwrap_or(false) => return Ok(true),
-            Ok(_) if polled[1].any().unwrap_or(false) => return Ok(false),
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) => {
+                let [source, over] = polled.map(|fd| fd.any().unwrap_or(false));
+                if source || over {
+                    return Ok(over);
+                }
+            }
+            Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -182,7 +201,7 @@ fn is_passing(error: &io::Error, fd: BorrowedFd<'_>, events: PollFlags) -> bool 
         ErrorKind::WouldBlock => {
             matches!(
                 poll(&mut [PollFd::new(fd, events)], PollTimeout::NONE),
-                Ok(_) | Err(nix::errno::Errno::EINTR)
+                Ok(_) | Err(Errno::EINTR)
             )
         }
         _ => false,
@@ -197,9 +216,26 @@ fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use nix::libc;
 
     use super::*;
+
+    fn relay(
+        source: io::PipeReader,
+        over: io::PipeReader,
+        sink: Sink,
+        limit: Option<u64>,
+    ) -> Relay {
+        Relay {
+            name: "test",
+            source: source.into(),
+            sink,
+            limit,
+            spill: None,
+            excess: Arc::default(),
+            over: over.into(),
+        }
+    }
 
     /// Relays what `write` writes.
     fn relayed(
@@ -210,10 +246,8 @@ mod tests {
         let (reader, writer) = io::pipe().unwrap();
         let (over, _running) = io::pipe().unwrap();
         let writing = std::thread::spawn(move || write(writer));
-        let relayed = start("test", reader.into(), sink, limit, over.into())
-            .unwrap()
-            .blocking_recv()
-            .unwrap();
+        let relay = relay(reader, over, sink, limit);
+        let relayed = relay.start().unwrap().blocking_recv().unwrap();
         writing.join().unwrap();
         relayed
     }
@@ -225,18 +259,24 @@ mod tests {
         let relayed = relayed(Sink::Keep, None, move |mut pipe| {
             pipe.write_all(&bytes).unwrap();
         });
-        assert!(relayed.kept == expected && !relayed.is_cut());
-        assert_eq!(relayed.total, 1 << 20);
+        assert!(relayed.captured.bytes == expected && relayed.omitted == 0);
+        assert_eq!(relayed.captured.total, 1 << 20);
     }
 
     #[test]
     fn beyond_the_limit_bytes_are_counted_and_dropped() {
         let relayed = relayed(Sink::Keep, Some(5), |mut pipe| {
             pipe.write_all(&vec![b'x'; 1 << 20]).unwrap();
+            pipe.write_all(b"end").unwrap();
         });
+        let captured = &relayed.captured;
         assert_eq!(
-            (relayed.kept.as_slice(), relayed.total, relayed.is_cut()),
-            (&b"xxxxx"[..], 1 << 20, true)
+            (captured.head(), captured.tail()),
+            (&b"xxx"[..], &b"nd"[..])
+        );
+        assert_eq!(
+            (captured.total, relayed.omitted),
+            ((1 << 20) + 3, (1 << 20) - 2)
         );
     }
 
@@ -245,7 +285,7 @@ mod tests {
         let relayed = relayed(Sink::Keep, Some(3), |mut pipe| {
             pipe.write_all(b"abc").unwrap();
         });
-        assert!(!relayed.is_cut());
+        assert_eq!(relayed.omitted, 0);
     }
 
     #[test]
@@ -258,9 +298,10 @@ mod tests {
         let mut forwarded = Vec::new();
         ours.read_to_end(&mut forwarded).unwrap();
         assert_eq!(
-            (forwarded.as_slice(), relayed.total),
+            (forwarded.as_slice(), relayed.captured.total),
             (&b"yyyy"[..], 300_000)
         );
+        assert!(relayed.omitted == 299_996 && relayed.captured.bytes.is_empty());
     }
 
     #[test]
@@ -275,7 +316,7 @@ mod tests {
                 while pipe.write_all(b"y\n").is_ok() {}
             },
         );
-        assert!(relayed.failure.is_none() && relayed.total > 0);
+        assert!(relayed.failure.is_none() && relayed.captured.total > 0);
     }
 
     #[test]
@@ -312,10 +353,55 @@ mod tests {
         let (reader, mut held_open) = io::pipe().unwrap();
         let (over, running) = io::pipe().unwrap();
         held_open.write_all(b"last words").unwrap();
-        let began = Instant::now();
-        let receiver = start("test", reader.into(), Sink::Keep, None, over.into()).unwrap();
+        let receiver = relay(reader, over, Sink::Keep, None).start().unwrap();
         drop(running);
-        assert_eq!(receiver.blocking_recv().unwrap().kept, b"last words");
-        assert!(began.elapsed() < Duration::from_secs(5));
+        assert_eq!(
+            receiver.blocking_recv().unwrap().captured.bytes,
+            b"last words"
+        );
+    }
+
+    #[test]
+    fn when_all_is_over_somebody_who_goes_on_writing_is_not_waited_for() {
+        let (reader, mut kept) = io::pipe().unwrap();
+        let (over, running) = io::pipe().unwrap();
+        let (mut ours, theirs) = io::pipe().unwrap();
+        let writing = std::thread::spawn(move || {
+            // As fast as it is read.
+            while kept.write_all(&vec![b'x'; BUFFER]).is_ok() {}
+        });
+        // Our reader is slow: all is over while nothing has been read yet.
+        let sink = Sink::Forward(OwnedFd::from(theirs).into());
+        drop(running);
+        let receiver = relay(reader, over, sink, None).start().unwrap();
+        let reading = std::thread::spawn(move || io::copy(&mut ours, &mut io::sink()).unwrap());
+        let relayed = receiver.blocking_recv().unwrap();
+        writing.join().unwrap();
+        assert_eq!(reading.join().unwrap(), relayed.captured.total);
+        assert!(relayed.captured.total <= BUFFER as u64);
+    }
+
+    #[test]
+    fn that_there_is_more_than_the_limit_is_told_once() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let (over, _running) = io::pipe().unwrap();
+        let relay = relay(reader, over, Sink::Keep, Some(3));
+        let excess = Arc::clone(&relay.excess);
+        let receiver = relay.start().unwrap();
+        writer.write_all(b"abc").unwrap();
+        writer.write_all(b"d").unwrap();
+        writer.write_all(b"e").unwrap();
+        drop(writer);
+        assert_eq!(receiver.blocking_recv().unwrap().omitted, 2);
+        let told = || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_time().build().unwrap();
+            runtime.block_on(async {
+                tokio::time::timeout(std::time::Duration::ZERO, excess.notified())
+                    .await
+                    .is_ok()
+            })
+        };
+        assert_eq!([told(), told()], [true, false]);
     }
 }

@@ -1,12 +1,17 @@
-//! The document of `sbxrt run --json`: `docs/run-result.schema.json` is its promise.
+//! The document of `sbxrt run --json` and `--result`: `docs/run-result.schema.json` is its promise.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use nix::libc;
 use sbxrt::seccomp::PolicyKind;
-use sbxrt::{Image, LimitName, Limits, Mechanism, PeakSource, Report, Termination};
+use sbxrt::{
+    Captured, Image, LimitName, Limits, Mechanism, PeakSource, Report, Sender, Space, Spilled,
+    Termination,
+};
 use serde::{Serialize, Serializer};
 
 use crate::diagnostics::Diagnostic;
@@ -25,13 +30,14 @@ pub(crate) struct Document<'a> {
     image: ImageName<'a>,
     command: &'a [String],
     termination: Ending<'a>,
+    evidence: Evidence<'a>,
     exit_code: u8,
     stdout: Stream,
     stderr: Stream,
     outputs: Vec<output::Entry<'a>>,
     usage: Usage,
     limits: AllLimits,
-    limits_hit: Vec<LimitName>,
+    limits_hit: &'a [LimitName],
     isolation: Isolation,
     timings_ms: Timings,
     leaked: &'a [i32],
@@ -46,8 +52,13 @@ pub(crate) struct Account<'a> {
     pub(crate) limits: &'a Limits,
     pub(crate) output_limit: Option<u64>,
     pub(crate) report: &'a Report,
+    pub(crate) exit_code: u8,
     pub(crate) stdout: Relayed,
     pub(crate) stderr: Relayed,
+    /// Whether the output was kept for this document.
+    pub(crate) keeps: bool,
+    /// The files that received standard output and standard error.
+    pub(crate) files: [Option<&'a Path>; 2],
     /// How long it took to find or get the image.
     pub(crate) image_time: Duration,
     /// How long it took to start the launcher and hand the request over.
@@ -66,14 +77,13 @@ impl<'a> Document<'a> {
             limits,
             output_limit,
             report,
+            exit_code,
             stdout,
             stderr,
+            keeps,
+            files,
             ..
         } = account;
-        let mut limits_hit = report.limits_hit.clone();
-        if stdout.is_cut() || stderr.is_cut() {
-            limits_hit.push(LimitName::Output);
-        }
         Self {
             version: VERSION,
             id,
@@ -83,10 +93,11 @@ impl<'a> Document<'a> {
                 platform: image.platform.to_string(),
             },
             command,
-            termination: Ending::new(&report.termination, limits),
-            exit_code: status::exit_code(&report.termination),
-            stdout: Stream::new(stdout),
-            stderr: Stream::new(stderr),
+            termination: Ending::new(report, limits, output_limit),
+            evidence: Evidence::new(&report.evidence),
+            exit_code,
+            stdout: Stream::new(stdout, keeps, files[0]),
+            stderr: Stream::new(stderr, keeps, files[1]),
             outputs: report.outputs.iter().map(output::Entry::new).collect(),
             usage: Usage {
                 wall_ms: Milliseconds(report.usage.wall_time),
@@ -97,7 +108,7 @@ impl<'a> Document<'a> {
                 pids_peak: report.usage.pids_peak,
             },
             limits: AllLimits::new(limits, output_limit, &report.enforcement),
-            limits_hit,
+            limits_hit: &report.limits_hit,
             isolation: Isolation {
                 seccomp: report.isolation.seccomp,
                 landlock: report.isolation.landlock.map(|abi| Landlock { abi }),
@@ -190,8 +201,8 @@ enum Kind<'a> {
 }
 
 impl<'a> Ending<'a> {
-    fn new(termination: &'a Termination, limits: &Limits) -> Self {
-        let kind = match termination {
+    fn new(report: &'a Report, limits: &Limits, output_limit: Option<u64>) -> Self {
+        let kind = match &report.termination {
             Termination::Exited { code } => Kind::Exited { code: *code },
             Termination::Signaled { signal } => Kind::Signaled {
                 signal: status::signal_name(*signal),
@@ -218,48 +229,133 @@ impl<'a> Ending<'a> {
         };
         Self {
             kind,
-            message: status::message(termination, limits),
+            message: status::message(report, limits, output_limit),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Evidence<'a> {
+    limit: Option<LimitName>,
+    mechanism: Option<Mechanism>,
+    exit_code: Option<i32>,
+    signal: Option<String>,
+    sender: Option<Sender>,
+    memory_events: &'a BTreeMap<String, u64>,
+    pids_refused: Option<u64>,
+    full: &'a [Space],
+}
+
+impl<'a> Evidence<'a> {
+    fn new(evidence: &'a sbxrt::Evidence) -> Self {
+        let status = evidence.wait_status;
+        Self {
+            limit: evidence.limit,
+            mechanism: evidence.mechanism,
+            exit_code: status
+                .filter(|&status| libc::WIFEXITED(status))
+                .map(|status| libc::WEXITSTATUS(status)),
+            signal: status
+                .filter(|&status| libc::WIFSIGNALED(status))
+                .map(|status| status::signal_name(libc::WTERMSIG(status))),
+            sender: evidence.sender,
+            memory_events: &evidence.memory_events,
+            pids_refused: evidence.pids_refused,
+            full: &evidence.full,
         }
     }
 }
 
 #[derive(Debug, Serialize)]
 struct Stream {
+    /// None where the output has passed through.
     #[serde(flatten)]
-    content: Content,
+    head: Option<Content>,
+    omitted: u64,
+    tail: Option<Content>,
     bytes: u64,
     truncated: bool,
+    file: Option<StreamFile>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Content {
     Text(String),
     Base64(String),
 }
 
+/// The file that received a stream as well.
+#[derive(Debug, Serialize)]
+struct StreamFile {
+    path: String,
+    bytes: u64,
+    truncated: bool,
+    error: Option<String>,
+}
+
 impl Stream {
-    fn new(relayed: Relayed) -> Self {
-        let truncated = relayed.is_cut();
-        let content = match String::from_utf8(relayed.kept) {
-            Ok(text) => Content::Text(text),
-            Err(error) => {
-                let problem = error.utf8_error();
-                let mut bytes = error.into_bytes();
-                // A cut in the middle of a character does not make the rest less of a text.
-                if truncated && problem.error_len().is_none() {
-                    bytes.truncate(problem.valid_up_to());
-                }
-                String::from_utf8(bytes).map_or_else(
-                    |error| Content::Base64(STANDARD.encode(error.as_bytes())),
-                    Content::Text,
-                )
-            }
+    fn new(relayed: Relayed, keeps: bool, path: Option<&Path>) -> Self {
+        let Relayed {
+            captured, omitted, ..
+        } = relayed;
+        let file = path
+            .zip(captured.file.as_ref())
+            .map(|(path, file)| StreamFile::new(path, file));
+        let mut stream = Self {
+            head: None,
+            omitted,
+            tail: None,
+            bytes: captured.total,
+            truncated: omitted > 0,
+            file,
         };
+        if keeps {
+            stream.keep(captured);
+        }
+        stream
+    }
+
+    fn keep(&mut self, captured: Captured) {
+        if !captured.is_truncated() {
+            self.head = Some(Content::new(captured.bytes));
+            return;
+        }
+        let (mut head, mut tail) = (captured.head(), captured.tail());
+        // A cut in the middle of a character does not make the rest less of a text.
+        if let Err(error) = str::from_utf8(head)
+            && error.error_len().is_none()
+        {
+            head = &head[..error.valid_up_to()];
+        }
+        let begun = tail.iter().take(3).take_while(|&&byte| byte & 0xc0 == 0x80);
+        let begun = begun.count();
+        if str::from_utf8(&tail[begun..]).is_ok() {
+            tail = &tail[begun..];
+        }
+        self.omitted = captured.total - (head.len() + tail.len()) as u64;
+        self.head = Some(Content::new(head.to_vec()));
+        self.tail = Some(Content::new(tail.to_vec()));
+    }
+}
+
+impl Content {
+    fn new(bytes: Vec<u8>) -> Self {
+        String::from_utf8(bytes).map_or_else(
+            |error| Self::Base64(STANDARD.encode(error.as_bytes())),
+            Self::Text,
+        )
+    }
+}
+
+impl StreamFile {
+    fn new(path: &Path, file: &Spilled) -> Self {
+        let error = file.error.map(nix::errno::Errno::from_raw);
         Self {
-            content,
-            bytes: relayed.total,
-            truncated,
+            path: path.to_string_lossy().into_owned(),
+            bytes: file.bytes,
+            truncated: file.truncated,
+            error: error.map(|error| format!("{error:?}: {}", error.desc())),
         }
     }
 }
@@ -354,11 +450,14 @@ mod tests {
 
     use super::*;
 
-    fn relayed(bytes: &[u8], total: u64) -> Relayed {
+    /// A stream that is kept within `limit`.
+    fn relayed(bytes: &[u8], limit: u64) -> Relayed {
+        let mut capture = sbxrt::Capture::new(Some(limit));
+        capture.write(bytes);
+        let captured = capture.finish();
         Relayed {
-            kept: bytes.to_vec(),
-            total,
-            cut: total > bytes.len() as u64,
+            omitted: captured.omitted(),
+            captured,
             failure: None,
         }
     }
@@ -376,8 +475,22 @@ mod tests {
 
     fn report(termination: Termination) -> Report {
         Report {
-            termination,
-            evidence: sbxrt::Evidence::default(),
+            evidence: sbxrt::Evidence {
+                limit: Some(LimitName::Scratch),
+                mechanism: Some(Mechanism::Tmpfs),
+                wait_status: Some(7 << 8),
+                sender: None,
+                memory_events: [("max".to_owned(), 3)].into(),
+                pids_refused: Some(0),
+                full: vec![Space {
+                    path: "/".into(),
+                    limit: LimitName::Scratch,
+                    bytes: 64 << 20,
+                    bytes_free: 0,
+                    inodes: 16_384,
+                    inodes_free: 16_000,
+                }],
+            },
             usage: sbxrt::Usage {
                 wall_time: Duration::from_micros(12_345),
                 user_time: Duration::from_millis(7),
@@ -396,8 +509,7 @@ mod tests {
                 (LimitName::Shm, Mechanism::Tmpfs),
             ]
             .into(),
-            limits_hit: Vec::new(),
-            root_emulated: false,
+            limits_hit: vec![LimitName::Scratch],
             outputs: vec![
                 OutputFile {
                     path: "/out/answer".into(),
@@ -428,7 +540,7 @@ mod tests {
                 prepare: Duration::from_micros(700),
                 ..Phases::default()
             },
-            leaked: Vec::new(),
+            ..status::tests::report(termination)
         }
     }
 
@@ -441,8 +553,11 @@ mod tests {
             limits,
             output_limit: Some(10 << 20),
             report,
+            exit_code: status::exit_code(report),
             stdout,
-            stderr: relayed(b"", 0),
+            stderr: relayed(b"first, middle, last", 6),
+            keeps: true,
+            files: [Some(Path::new("out.log")), None],
             image_time: Duration::from_micros(50),
             launcher_time: Duration::from_micros(900),
             total_time: Duration::from_millis(20),
@@ -471,6 +586,12 @@ mod tests {
             Termination::Timeout,
             Termination::Oom,
             Termination::Pids,
+            Termination::Output,
+            Termination::Disk,
+            Termination::Seccomp {
+                syscall: "ptrace".to_owned(),
+                architecture: "x86_64".to_owned(),
+            },
             Termination::Cancelled,
             Termination::StartFailed {
                 errno: 2,
@@ -526,68 +647,94 @@ mod tests {
             json!({"kind": "timeout", "message": "ended by the time limit"}),
             json!({"kind": "oom", "message": "ended by the memory limit of 512 MiB"}),
             json!({"kind": "pids", "message": "failed at the limit of 128 processes"}),
+            json!({"kind": "output", "message": "wrote more than the output limit of 1 MiB"}),
+            json!({"kind": "disk", "message": "failed while / was full with 64 MiB"}),
+            json!({"kind": "seccomp", "syscall": "ptrace", "architecture": "x86_64", "message": "ended for the forbidden system call ptrace"}),
             json!({"kind": "cancelled", "message": "cancelled"}),
             json!({"kind": "start_failed", "errno": 2, "reason": "no such file", "message": "not started: no such file"}),
         ];
-        for (termination, expected) in terminations().iter().zip(expected) {
-            let ending =
-                serde_json::to_value(Ending::new(termination, &Limits::default())).unwrap();
-            assert_eq!(ending, expected);
+        assert_eq!(terminations().len(), expected.len());
+        for (termination, expected) in terminations().into_iter().zip(expected) {
+            let report = report(termination);
+            let ending = Ending::new(&report, &Limits::default(), Some(1 << 20));
+            assert_eq!(serde_json::to_value(ending).unwrap(), expected);
         }
     }
 
     #[test]
     fn output_is_text_where_it_is_utf8_and_else_base64() {
-        let table: [(&[u8], u64, Value); 7] = [
-            (b"", 0, json!({"text": "", "bytes": 0, "truncated": false})),
+        let table: [(&[u8], u64, Value); 9] = [
+            (b"", 9, json!({"text": "", "omitted": 0, "tail": null})),
             (
                 b"a\0b\n",
-                4,
-                json!({"text": "a\0b\n", "bytes": 4, "truncated": false}),
+                9,
+                json!({"text": "a\0b\n", "omitted": 0, "tail": null}),
             ),
             (
                 "é".as_bytes(),
                 2,
-                json!({"text": "é", "bytes": 2, "truncated": false}),
+                json!({"text": "é", "omitted": 0, "tail": null}),
             ),
             (
                 b"a\xff",
                 2,
-                json!({"base64": "Yf8=", "bytes": 2, "truncated": false}),
+                json!({"base64": "Yf8=", "omitted": 0, "tail": null}),
             ),
-            // Half a character at the end: cut by us, or written so.
-            (
-                b"a\xc3",
-                5,
-                json!({"text": "a", "bytes": 5, "truncated": true}),
-            ),
+            // Half a character that the program wrote so.
             (
                 b"a\xc3",
                 2,
-                json!({"base64": "YcM=", "bytes": 2, "truncated": false}),
+                json!({"base64": "YcM=", "omitted": 0, "tail": null}),
+            ),
+            // Half a character on either side of a cut.
+            (
+                "aéxxéz".as_bytes(),
+                4,
+                json!({"text": "a", "omitted": 6, "tail": {"text": "z"}}),
+            ),
+            // Either side by itself.
+            (
+                b"\xffa, b",
+                4,
+                json!({"base64": "/2E=", "omitted": 1, "tail": {"text": " b"}}),
             ),
             (
-                b"\xffa\xc3",
-                9,
-                json!({"base64": "/2HD", "bytes": 9, "truncated": true}),
+                b"a\xc3, \xff\xc3",
+                4,
+                json!({"text": "a", "omitted": 3, "tail": {"base64": "/8M="}}),
+            ),
+            (
+                b"xyz",
+                1,
+                json!({"text": "x", "omitted": 2, "tail": {"text": ""}}),
             ),
         ];
-        for (bytes, total, expected) in table {
-            assert_eq!(
-                serde_json::to_value(Stream::new(relayed(bytes, total))).unwrap(),
-                expected,
-                "{bytes:?}"
-            );
+        for (bytes, limit, expected) in table {
+            let stream = Stream::new(relayed(bytes, limit), true, None);
+            let mut expected = expected;
+            expected["bytes"] = bytes.len().into();
+            expected["truncated"] = (bytes.len() as u64 > limit).into();
+            expected["file"] = Value::Null;
+            assert_eq!(serde_json::to_value(stream).unwrap(), expected, "{bytes:?}");
         }
     }
 
     #[test]
-    fn cut_output_is_among_the_limits_that_were_hit() {
-        let document = document(
-            &report(Termination::Timeout),
-            &Limits::default(),
-            relayed(b"x", 2),
+    fn output_that_has_passed_through_is_counted_and_its_file_described() {
+        let mut relayed = relayed(b"xyz", 1);
+        relayed.captured.file = Some({
+            let directory = tempfile::tempdir().unwrap();
+            let mut spill = sbxrt::Spill::create(&directory.path().join("f"), 2).unwrap();
+            spill.write(b"xyz");
+            spill.finish()
+        });
+        let stream = Stream::new(relayed, false, Some(Path::new("out.log")));
+        assert_eq!(
+            serde_json::to_value(stream).unwrap(),
+            json!({
+                "omitted": 2, "tail": null, "bytes": 3, "truncated": true,
+                "file": {"path": "out.log", "bytes": 2, "truncated": true, "error": null}
+            })
         );
-        assert_eq!(document["limits_hit"], json!(["output"]));
     }
 }

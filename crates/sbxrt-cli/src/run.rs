@@ -2,25 +2,27 @@
 //!
 //! This is the path that has to be fast: nothing is read, started or set up that the run at hand does not need.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use nix::libc;
 use sbxrt::{
-    Child, Engine, Image, LimitName, Limits, Platform, PullOptions, Report, Sandbox, Seccomp,
-    Source, Stdin,
+    Child, Engine, Image, Limits, OutputAction, Platform, PullOptions, Report, Sandbox, Seccomp,
+    Source, Spill, Stdin,
 };
-use tokio::sync::oneshot;
+use serde::Serialize;
+use tokio::sync::{Notify, oneshot};
 
 use crate::args::{PullWhen, RunArguments};
 use crate::diagnostics::Diagnostic;
 use crate::error::{Error, Result};
 use crate::limit::{Bound, JSON_OUTPUT_LIMIT, JSON_TIMEOUT};
-use crate::printer::Printer;
+use crate::printer::{Printer, write_document};
 use crate::quantity::format_size;
-use crate::relay::{self, Relayed, Sink};
+use crate::relay::{self, Relay, Relayed, Sink};
 use crate::result::{Account, Document, Failed};
 use crate::signals::Signals;
 use crate::terminal::{self, RawMode};
@@ -29,16 +31,20 @@ use crate::{environment, location, mount, output, pull, security, status};
 /// Runs a command in a sandbox; the exit status. `began` is when this process did.
 pub(crate) fn run(arguments: RunArguments, began: Instant) -> u8 {
     let printer = Printer::new(arguments.quiet);
-    let json = arguments.json;
-    match execute(arguments, printer, began) {
+    let destination = match Destination::open(&arguments) {
+        Ok(destination) => destination,
+        Err(error) => {
+            printer.error(&Diagnostic::new(&error));
+            return status::FAILED;
+        }
+    };
+    match execute(arguments, printer, &destination, began) {
         Ok(code) => code,
         Err(error) => {
             let diagnostic = Diagnostic::new(&error);
             printer.error(&diagnostic);
-            if json {
-                // Where it cannot be written, that has been told already or is told by the exit status.
-                drop(printer.document(&Failed::new(&diagnostic)));
-            }
+            // Where it cannot be written, that has been told already or is told by the exit status.
+            drop(destination.write(printer, &Failed::new(&diagnostic)));
             match error {
                 Error::Interrupted { signal } => status::of_signal(signal),
                 _ => status::FAILED,
@@ -47,7 +53,49 @@ pub(crate) fn run(arguments: RunArguments, began: Instant) -> u8 {
     }
 }
 
-fn execute(arguments: RunArguments, printer: Printer, began: Instant) -> Result<u8> {
+/// Where the document about the run goes.
+enum Destination {
+    Nowhere,
+    StandardOutput,
+    File(PathBuf, File),
+}
+
+impl Destination {
+    /// Opens it before anything is done that it would have to tell.
+    fn open(arguments: &RunArguments) -> Result<Self> {
+        match &arguments.result {
+            Some(path) => {
+                let file = File::create(path).map_err(|source| Error::ResultFile {
+                    path: path.clone(),
+                    source,
+                })?;
+                Ok(Self::File(path.clone(), file))
+            }
+            None if arguments.json => Ok(Self::StandardOutput),
+            None => Ok(Self::Nowhere),
+        }
+    }
+
+    fn write(&self, printer: Printer, document: &impl Serialize) -> Result<()> {
+        match self {
+            Self::Nowhere => Ok(()),
+            Self::StandardOutput => printer.document(document),
+            Self::File(path, file) => {
+                write_document(file, document).map_err(|source| Error::ResultFile {
+                    path: path.clone(),
+                    source,
+                })
+            }
+        }
+    }
+}
+
+fn execute(
+    arguments: RunArguments,
+    printer: Printer,
+    destination: &Destination,
+    began: Instant,
+) -> Result<u8> {
     let RunArguments {
         interactive,
         tty,
@@ -60,6 +108,11 @@ fn execute(arguments: RunArguments, printer: Printer, began: Instant) -> Result<
     }
     let (limits, output_limit) = limits(&arguments);
     let outputs = output::resolve(&arguments)?;
+    let output_action = OutputAction::from(arguments.output_action);
+    if output_action == OutputAction::Kill && output_limit.is_none() {
+        return Err(Error::NoOutputLimit);
+    }
+    let file_limit = arguments.stream_file_limit.into_option();
     let mounts = mount::resolve([arguments.volume, arguments.mount, arguments.tmpfs].concat())?;
     let seccomp = security::seccomp(&arguments.security_opt)?;
     if seccomp == Seccomp::Unconfined {
@@ -143,10 +196,17 @@ fn execute(arguments: RunArguments, printer: Printer, began: Instant) -> Result<
         })?;
     let streams = Streams {
         interactive,
-        keep: json,
+        keeps: json,
         limit: output_limit,
+        action: output_action,
     };
-    let finished = runtime.block_on(attend(&command, &streams));
+    let files = [arguments.stdout_file, arguments.stderr_file];
+    let spills = files.each_ref().map(|path| {
+        let create = |path| Spill::create(path, file_limit.unwrap_or(u64::MAX));
+        path.as_deref().map(create).transpose()
+    });
+    let [stdout_file, stderr_file] = spills;
+    let finished = runtime.block_on(attend(&command, &streams, [stdout_file?, stderr_file?]));
     // A thread that waits for a key must not hold the exit up.
     runtime.shutdown_background();
     let Finished {
@@ -156,38 +216,70 @@ fn execute(arguments: RunArguments, printer: Printer, began: Instant) -> Result<
         stderr,
     } = finished?;
 
-    let code = status::exit_code(&report.termination);
-    if json {
-        let account = Account {
-            id: child.id(),
-            image: &image,
-            command: command.words(),
-            limits: child.limits(),
+    if !json {
+        tell(
+            printer,
+            &report,
+            child.limits(),
             output_limit,
-            report: &report,
-            stdout,
-            stderr,
-            image_time,
-            launcher_time,
-            total_time: began.elapsed(),
-        };
-        printer.document(&Document::new(account))?;
-        return Ok(code);
+            [&stdout, &stderr],
+        );
+        output::tell(printer, &report.outputs);
     }
-    tell(
-        printer,
-        &report,
-        child.limits(),
+    let streams = [
+        ("standard output", &stdout, &files[0]),
+        ("standard error", &stderr, &files[1]),
+    ];
+    let mut code = status::exit_code(&report);
+    for error in streams.into_iter().flat_map(losses) {
+        printer.error(&Diagnostic::new(&error));
+        code = status::FAILED;
+    }
+    let account = Account {
+        id: child.id(),
+        image: &image,
+        command: command.words(),
+        limits: child.limits(),
         output_limit,
-        [&stdout, &stderr],
-    );
-    output::tell(printer, &report.outputs);
-    for (stream, relayed) in [("standard output", stdout), ("standard error", stderr)] {
-        if let Some(source) = relayed.failure {
-            return Err(Error::Output { stream, source });
-        }
-    }
+        report: &report,
+        exit_code: code,
+        stdout,
+        stderr,
+        keeps: json,
+        files: files.each_ref().map(Option::as_deref),
+        image_time,
+        launcher_time,
+        total_time: began.elapsed(),
+    };
+    destination.write(printer, &Document::new(account))?;
     Ok(code)
+}
+
+/// What of a stream did not get where it was to go, for a reason that is not the program's.
+fn losses(
+    (stream, relayed, path): (&'static str, &Relayed, &Option<PathBuf>),
+) -> impl Iterator<Item = Error> {
+    let forwarding = relayed.failure.as_ref().map(|error| Error::Output {
+        stream,
+        source: again(error),
+    });
+    let file = relayed.captured.file.as_ref();
+    let filing = file
+        .and_then(|file| file.error)
+        .zip(path.clone())
+        .map(|(errno, path)| Error::OutputFile {
+            path,
+            source: std::io::Error::from_raw_os_error(errno),
+        });
+    forwarding.into_iter().chain(filing)
+}
+
+/// The same error once more.
+fn again(error: &std::io::Error) -> std::io::Error {
+    match error.raw_os_error() {
+        Some(errno) => std::io::Error::from_raw_os_error(errno),
+        None => std::io::Error::new(error.kind(), error.to_string()),
+    }
 }
 
 /// The limits of the run, and how much of its output is handed on.
@@ -252,8 +344,9 @@ fn choose_command(
 struct Streams {
     interactive: bool,
     /// Whether output is kept for a document, instead of being forwarded.
-    keep: bool,
+    keeps: bool,
     limit: Option<u64>,
+    action: OutputAction,
 }
 
 /// A run that is over.
@@ -265,14 +358,22 @@ struct Finished {
 }
 
 /// Starts the program and attends to it until it is over: its streams, its terminal, the signals that are meant for it.
-async fn attend(command: &sbxrt::Command, streams: &Streams) -> Result<Finished> {
+async fn attend(
+    command: &sbxrt::Command,
+    streams: &Streams,
+    files: [Option<Spill>; 2],
+) -> Result<Finished> {
     let mut child = command.spawn()?;
     // From here on the launcher is at work, and what follows takes no time of the run's.
     let (over, running) = std::io::pipe().map_err(|source| Error::System {
         step: "make a pipe",
         source,
     })?;
-    let over = OwnedFd::from(over);
+    let ending = Ending {
+        over: over.into(),
+        excess: Arc::default(),
+    };
+    let [mut stdout_file, stderr_file] = files;
     let mut signals = Signals::forwarded()?;
     let mut resizes = Signals::resizing()?;
     let mut stdout = None;
@@ -285,13 +386,19 @@ async fn attend(command: &sbxrt::Command, streams: &Streams) -> Result<Finished>
         let output = output.into_nonblocking_fd().map_err(failed)?;
         stdout = Some(
             streams
-                .relay("stdout", output, &std::io::stdout(), &over)
+                .relay(
+                    "stdout",
+                    output,
+                    &std::io::stdout(),
+                    stdout_file.take(),
+                    &ending,
+                )
                 .map_err(failed)?,
         );
         let error = error.into_nonblocking_fd().map_err(failed)?;
         stderr = Some(
             streams
-                .relay("stderr", error, &std::io::stderr(), &over)
+                .relay("stderr", error, &std::io::stderr(), stderr_file, &ending)
                 .map_err(failed)?,
         );
     }
@@ -302,7 +409,7 @@ async fn attend(command: &sbxrt::Command, streams: &Streams) -> Result<Finished>
     let mut raw_mode = None;
     let mut master = None;
     let mut asked_to_end = 0;
-    let report = loop {
+    let mut report = loop {
         tokio::select! {
             progress = child.started() => {
                 if let Some(report) = progress? {
@@ -314,7 +421,8 @@ async fn attend(command: &sbxrt::Command, streams: &Streams) -> Result<Finished>
                         relay::feed(terminal.try_clone().map_err(failed)?).map_err(failed)?;
                     }
                     let output = terminal.try_clone().map_err(failed)?;
-                    stdout = Some(streams.relay("terminal", output, &std::io::stdout(), &over).map_err(failed)?);
+                    let relay = streams.relay("terminal", output, &std::io::stdout(), stdout_file.take(), &ending);
+                    stdout = Some(relay.map_err(failed)?);
                     // It may have changed since the program was asked for.
                     terminal::resize(&terminal, terminal::size()).map_err(Error::Terminal)?;
                     master = Some(terminal);
@@ -324,6 +432,9 @@ async fn attend(command: &sbxrt::Command, streams: &Streams) -> Result<Finished>
                 asked_to_end += u32::from(matches!(signal, libc::SIGINT | libc::SIGTERM));
                 // A launcher that is gone tells so itself; a program that is over has nothing left to hear.
                 drop(if asked_to_end > 1 { child.cancel() } else { child.signal(signal) });
+            }
+            () = ending.excess.notified(), if streams.action == OutputAction::Kill => {
+                drop(child.end_output());
             }
             _ = resizes.next(), if master.is_some() => {
                 if let Some(master) = &master {
@@ -342,6 +453,8 @@ async fn attend(command: &sbxrt::Command, streams: &Streams) -> Result<Finished>
         signal = signals.next() => return Err(Error::Interrupted { signal }),
     };
     drop(raw_mode);
+    let is_over = stdout.omitted > 0 || stderr.omitted > 0;
+    streams.action.settle(&mut report, streams.limit, is_over);
     Ok(Finished {
         child,
         report,
@@ -350,20 +463,36 @@ async fn attend(command: &sbxrt::Command, streams: &Streams) -> Result<Finished>
     })
 }
 
+/// How the relays and the one who attends to the run tell each other that it is to end, and that it is over.
+struct Ending {
+    over: OwnedFd,
+    excess: Arc<Notify>,
+}
+
 impl Streams {
     fn relay(
         &self,
         name: &'static str,
         source: OwnedFd,
         destination: &impl AsFd,
-        over: &OwnedFd,
+        spill: Option<Spill>,
+        ending: &Ending,
     ) -> std::io::Result<oneshot::Receiver<Relayed>> {
-        let sink = if self.keep {
+        let sink = if self.keeps {
             Sink::Keep
         } else {
             Sink::Forward(File::from(destination.as_fd().try_clone_to_owned()?))
         };
-        relay::start(name, source, sink, self.limit, over.try_clone()?)
+        let relay = Relay {
+            name,
+            source,
+            sink,
+            limit: self.limit,
+            spill,
+            excess: Arc::clone(&ending.excess),
+            over: ending.over.try_clone()?,
+        };
+        relay.start()
     }
 }
 
@@ -384,31 +513,16 @@ fn tell(
     output_limit: Option<u64>,
     streams: [&Relayed; 2],
 ) {
-    if status::is_worth_a_word(&report.termination) {
-        printer.note(&format!(
-            "sbxrt: {}",
-            status::message(&report.termination, limits)
-        ));
+    for remark in status::remarks(report, limits, output_limit) {
+        printer.note(&format!("sbxrt: {remark}"));
     }
-    let totals: BTreeMap<&str, u64> = ["standard output", "standard error"]
-        .into_iter()
-        .zip(streams)
-        .filter(|(_, relayed)| relayed.is_cut())
-        .map(|(name, relayed)| (name, relayed.total))
-        .collect();
-    for (name, total) in totals {
-        let limit = format_size(output_limit.unwrap_or(u64::MAX));
-        printer.note(&format!(
-            "sbxrt: {name} of {total} bytes was cut at {limit}"
-        ));
-    }
-    if !report.leaked.is_empty() {
-        printer.note(&format!("sbxrt: {}", status::leak(&report.leaked)));
-    }
-    for limit in &report.limits_hit {
-        // The end says so, or it changed nothing.
-        if matches!(limit, LimitName::Scratch) {
-            printer.note("sbxrt: the scratch space was full");
+    for (name, relayed) in ["standard output", "standard error"].iter().zip(streams) {
+        if relayed.omitted > 0 {
+            let (total, limit) = (relayed.captured.total, output_limit.unwrap_or(u64::MAX));
+            let limit = format_size(limit);
+            printer.note(&format!(
+                "sbxrt: {name} of {total} bytes was cut at {limit}"
+            ));
         }
     }
 }

@@ -12,8 +12,9 @@ use sbxrt_runtime::{
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe::{Receiver, Sender};
+use tokio::sync::{Notify, watch};
 
-use crate::capture::{Capture, Captured};
+use crate::capture::{Captured, Drain, Spill};
 use crate::error::{Error, Result};
 use crate::sandbox::{Sandbox, check_environment};
 
@@ -60,6 +61,56 @@ impl From<String> for Stdin {
     }
 }
 
+/// What becomes of a program that writes more than its output limit to one of its streams.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OutputAction {
+    /// It goes on. The first and the last bytes are kept, half of the limit each, and those between are counted.
+    #[default]
+    Cut,
+    /// It is ended, and has ended as [`Termination::Output`], even where it ended by itself a moment before.
+    Kill,
+}
+
+impl OutputAction {
+    /// Adds to `report` what only the reader of the program's output knows: how much of each stream was to be kept, and
+    /// whether one of them `is_over` that. [`Command::output`] does so by itself.
+    pub fn settle(self, report: &mut Report, limit: Option<u64>, is_over: bool) {
+        if limit.is_some() {
+            report
+                .enforcement
+                .insert(LimitName::Output, Mechanism::Relay);
+        }
+        if !is_over {
+            return;
+        }
+        if !report.limits_hit.contains(&LimitName::Output) {
+            report.limits_hit.push(LimitName::Output);
+        }
+        // Whether it was ended in time is a matter of who was faster, and not what its end is called.
+        let ended_by_itself = matches!(
+            report.termination,
+            Termination::Exited { .. }
+                | Termination::Signaled { .. }
+                | Termination::Disk
+                | Termination::Pids
+        );
+        if self == Self::Kill && ended_by_itself {
+            report.termination = Termination::Output;
+        }
+        if report.termination == Termination::Output {
+            report.evidence.limit = Some(LimitName::Output);
+            report.evidence.mechanism = Some(Mechanism::Relay);
+        }
+    }
+}
+
+/// A file that receives a stream.
+#[derive(Debug, Clone)]
+struct StreamFile {
+    path: PathBuf,
+    limit: u64,
+}
+
 /// One execution in a [`Sandbox`], in the idiom of [`std::process::Command`].
 #[derive(Debug, Clone)]
 #[must_use = "a command does nothing until `output` or `spawn`"]
@@ -71,6 +122,9 @@ pub struct Command {
     cwd: Option<PathBuf>,
     stdin: Stdin,
     output_limit: Option<u64>,
+    output_action: OutputAction,
+    /// For standard output and standard error.
+    stream_files: [Option<StreamFile>; 2],
     terminal: Option<WindowSize>,
     outputs: Outputs,
 }
@@ -86,6 +140,8 @@ impl Command {
             stdin: Stdin::Null,
             // As much as a caller wants to hold in memory by accident.
             output_limit: Some(10 << 20),
+            output_action: OutputAction::Cut,
+            stream_files: [None, None],
             terminal: None,
             outputs: Outputs::default(),
         }
@@ -122,7 +178,7 @@ impl Command {
     }
 
     /// Sets how many bytes of each output stream [`output`](Self::output) keeps; `None` keeps everything. Default:
-    /// 10 MiB. What comes after is read, counted and dropped.
+    /// 10 MiB. Where there is more, half of them are the first bytes and half the last; all are read and counted.
     pub fn output_limit(mut self, bytes: Option<u64>) -> Self {
         self.output_limit = bytes;
         self
@@ -170,6 +226,29 @@ impl Command {
     /// directories added to. Default: nothing is ever replaced.
     pub fn overwrite_outputs(mut self, overwrite: bool) -> Self {
         self.outputs.overwrite = overwrite;
+        self
+    }
+
+    /// Sets what becomes of a program that writes more than that while [`output`](Self::output) collects it. Default: it
+    /// goes on.
+    pub fn output_action(mut self, action: OutputAction) -> Self {
+        self.output_action = action;
+        self
+    }
+
+    /// Writes all of standard output to the file `path` as well while [`output`](Self::output) collects it, at most
+    /// `limit` bytes. The file is created, or emptied where it is a regular file with one name; anything else is an
+    /// error. That it could not be written to the end is told by [`Captured::file`].
+    pub fn stdout_file(mut self, path: impl Into<PathBuf>, limit: u64) -> Self {
+        let path = path.into();
+        self.stream_files[0] = Some(StreamFile { path, limit });
+        self
+    }
+
+    /// As [`stdout_file`](Self::stdout_file), for standard error.
+    pub fn stderr_file(mut self, path: impl Into<PathBuf>, limit: u64) -> Self {
+        let path = path.into();
+        self.stream_files[1] = Some(StreamFile { path, limit });
         self
     }
 
@@ -344,15 +423,17 @@ impl Command {
     ///
     /// Fails where the program could not be run at all. However it ends, that is an [`Output`].
     pub async fn output(&self) -> Result<Output> {
+        let [stdout_file, stderr_file] = self.stream_files.each_ref().map(|file| {
+            let create = |file: &StreamFile| Spill::create(&file.path, file.limit);
+            file.as_ref().map(create).transpose()
+        });
+        let (stdout_file, stderr_file) = (stdout_file?, stderr_file?);
         let mut child = self.spawn()?;
         let stdin = child.stdin.take();
         let input = match &self.stdin {
             Stdin::Bytes(bytes) => bytes.as_slice(),
             Stdin::Null | Stdin::Piped => &[],
         };
-        let mut stdout = Capture::new(child.stdout.take(), self.output_limit);
-        let mut stderr = Capture::new(child.stderr.take(), self.output_limit);
-        let failed = || Error::io("read the program's output");
         // Owns the pipe: the program sees the end of its input when all of it is written.
         let feed = async move {
             if let Some(mut stdin) = stdin {
@@ -360,24 +441,35 @@ impl Command {
                 drop(stdin.write_all(input).await);
             }
         };
+        let (running, over) = watch::channel(false);
+        let excess = Notify::new();
+        let stdout = Drain::new(child.stdout.take(), self.output_limit, stdout_file);
+        let stderr = Drain::new(child.stderr.take(), self.output_limit, stderr_file);
+        let drain = async {
+            let (stdout, stderr) = (
+                stdout.run(over.clone(), &excess),
+                stderr.run(over.clone(), &excess),
+            );
+            tokio::try_join!(stdout, stderr).map_err(Error::io("read the program's output"))
+        };
+        tokio::pin!(feed, drain);
         let mut feeding = true;
-        tokio::pin!(feed);
+        let mut drained = None;
         let report = loop {
             tokio::select! {
                 report = child.wait() => break report?,
                 () = &mut feed, if feeding => feeding = false,
-                result = stdout.fill(), if stdout.is_open() => result.map_err(failed())?,
-                result = stderr.fill(), if stderr.is_open() => result.map_err(failed())?,
+                captured = &mut drain, if drained.is_none() => drained = Some(captured?),
+                () = excess.notified(), if self.output_action == OutputAction::Kill => child.end_output()?,
             }
         };
-        stdout.take().map_err(failed())?;
-        stderr.take().map_err(failed())?;
-        Ok(Output::new(
-            report,
-            stdout.finish(),
-            stderr.finish(),
-            self.output_limit,
-        ))
+        // What is in the pipes now is all that there will ever be. Where nobody listens any more they have been read.
+        running.send_replace(true);
+        let (stdout, stderr) = match drained {
+            Some(captured) => captured,
+            None => drain.await?,
+        };
+        Ok(Output::new(report, stdout, stderr, self))
     }
 }
 
@@ -470,6 +562,16 @@ impl Child {
         Ok(self.run.get_ref().cancel()?)
     }
 
+    /// Ends the program because it has written more than it may; [`wait`](Self::wait) then reports
+    /// [`Termination::Output`]. For a caller who reads the streams.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the launcher is gone.
+    pub fn end_output(&self) -> Result<()> {
+        Ok(self.run.get_ref().end_output()?)
+    }
+
     /// The name of the execution: the one that was chosen, else a random one.
     pub fn id(&self) -> &str {
         &self.id
@@ -514,25 +616,23 @@ pub struct Output {
 }
 
 impl Output {
-    fn new(report: Report, stdout: Captured, stderr: Captured, output_limit: Option<u64>) -> Self {
+    fn new(mut report: Report, stdout: Captured, stderr: Captured, command: &Command) -> Self {
+        let is_over = stdout.is_truncated() || stderr.is_truncated();
+        command
+            .output_action
+            .settle(&mut report, command.output_limit, is_over);
         let Report {
             termination,
             evidence,
             usage,
-            mut enforcement,
-            mut limits_hit,
+            enforcement,
+            limits_hit,
             root_emulated,
             outputs,
             isolation,
             timings,
             leaked,
         } = report;
-        if output_limit.is_some() {
-            enforcement.insert(LimitName::Output, Mechanism::Relay);
-        }
-        if stdout.is_truncated() || stderr.is_truncated() {
-            limits_hit.push(LimitName::Output);
-        }
         Self {
             termination,
             evidence,
@@ -572,4 +672,58 @@ fn random_name() -> String {
         .build_hasher()
         .finish();
     format!("{:012x}", random & 0xffff_ffff_ffff)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(termination: Termination) -> Report {
+        Report {
+            termination,
+            evidence: Evidence::default(),
+            usage: Usage::default(),
+            enforcement: BTreeMap::new(),
+            limits_hit: Vec::new(),
+            root_emulated: false,
+            isolation: Isolation::default(),
+            outputs: Vec::new(),
+            leaked: Vec::new(),
+            timings: Timings::default(),
+        }
+    }
+
+    #[test]
+    fn too_much_output_is_an_end_only_where_it_is_to_be_one() {
+        use OutputAction::{Cut, Kill};
+        let exited = Termination::Exited { code: 0 };
+        let table = [
+            (Cut, true, exited.clone(), exited.clone()),
+            (Kill, false, exited.clone(), exited.clone()),
+            // It was faster than we.
+            (Kill, true, exited, Termination::Output),
+            (
+                Kill,
+                true,
+                Termination::Signaled { signal: 13 },
+                Termination::Output,
+            ),
+            (Kill, true, Termination::Output, Termination::Output),
+            // What else ended it did so before.
+            (Kill, true, Termination::Timeout, Termination::Timeout),
+            (Kill, true, Termination::Cancelled, Termination::Cancelled),
+        ];
+        for (action, is_over, termination, expected) in table {
+            let mut report = report(termination);
+            action.settle(&mut report, Some(1), is_over);
+            let hit: &[LimitName] = if is_over { &[LimitName::Output] } else { &[] };
+            assert_eq!(report.limits_hit, hit);
+            assert_eq!(report.enforcement[&LimitName::Output], Mechanism::Relay);
+            let blamed = (expected == Termination::Output).then_some(LimitName::Output);
+            assert_eq!(
+                (report.termination, report.evidence.limit),
+                (expected, blamed)
+            );
+        }
+    }
 }

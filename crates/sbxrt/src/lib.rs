@@ -44,8 +44,8 @@ mod engine;
 mod error;
 mod sandbox;
 
-pub use capture::Captured;
-pub use command::{Child, Command, Output, Stdin};
+pub use capture::{Capture, Captured, Spill, Spilled};
+pub use command::{Child, Command, Output, OutputAction, Stdin};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use sandbox::{Sandbox, SandboxBuilder, Seccomp};
@@ -62,5 +62,6 @@ pub use sbxrt_runtime::seccomp;
 pub use sbxrt_runtime::{
     Evidence, Failure, FileKind, Isolation, LimitName, Limits, Mechanism, Mount, MountSource,
     Network, OutputFile, OutputLimits, OutputPath, Outputs, PeakSource, Report, Requirement,
-    Rlimit, RlimitResource, Termination, Timings, UnknownName, Usage, WindowSize, init,
+    Rlimit, RlimitResource, Sender, Space, Termination, Timings, UnknownName, Usage, WindowSize,
+    init,
 };
