@@ -112,7 +112,7 @@ fn what_a_program_left_is_collected_when_the_time_limit_ends_it() {
         let script = "echo hello > /tmp/partial; while :; do sleep 60; done";
         let report = sbxrt.report([
             "--timeout",
-            "2s",
+            "4s",
             "--output",
             "/tmp/partial",
             &fixtures.busybox_rootfs(),
