@@ -69,7 +69,7 @@ impl Failure {
         let errno = error.raw_os_error();
         Self {
             step: step.into(),
-            subject: subject.into(),
+            subject: shortened(subject.into()),
             reason: describe(&error),
             errno,
         }
@@ -83,11 +83,23 @@ impl Failure {
     ) -> Self {
         Self {
             step: step.into(),
-            subject: subject.into(),
-            reason: reason.into(),
+            subject: shortened(subject.into()),
+            reason: shortened(reason.into()),
             errno: None,
         }
     }
+}
+
+/// As much of a text as fits in a message between processes, however long an image, or its user, has made it.
+pub(crate) fn shortened(mut text: String) -> String {
+    /// The longest path that Linux takes. JSON makes at most six bytes of one.
+    const LIMIT: usize = 4096;
+    if text.len() > LIMIT {
+        let end = (0..=LIMIT).rfind(|&end| text.is_char_boundary(end));
+        text.truncate(end.unwrap_or(0));
+        text.push('…');
+    }
+    text
 }
 
 /// The message with the symbolic name of the error in front, as strace prints it.
@@ -98,5 +110,18 @@ pub(crate) fn describe(error: &io::Error) -> String {
             format!("{errno:?}: {}", errno.desc())
         }
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_fits_in_a_message() {
+        let failure = Failure::reason("start", "\u{1}".repeat(70_000), "ü".repeat(70_000));
+        assert!(serde_json::to_vec(&failure).unwrap().len() < 48 << 10);
+        assert!(failure.subject.ends_with('…') && failure.reason.ends_with("ü…"));
+        assert_eq!(Failure::reason("start", "short", "").subject, "short");
     }
 }

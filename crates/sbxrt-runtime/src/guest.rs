@@ -25,7 +25,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 
 use crate::channel::{self, InitEvent, Order};
-use crate::error::Failure;
+use crate::error::{Failure, shortened};
 use crate::landlock::Rules;
 use crate::request::{LimitName, Limits, Mechanism, Network, Process, Rlimit, RlimitResource};
 use crate::seccomp::{self, Warden};
@@ -647,6 +647,8 @@ impl Program {
             libc::E2BIG => format!("{name:?}: argument list or environment too long"),
             _ => format!("{name:?}: {result}"),
         };
+        // The name may be as long as an argument.
+        let reason = shortened(reason);
         Outcome::NotExecuted { errno, reason }
     }
 }
