@@ -369,6 +369,17 @@ fn seal() -> Result<(), Failure> {
     Ok(())
 }
 
+/// Resource limits that every program gets, unless it is given others.
+const FIXED_LIMITS: &[(RlimitResource, u64)] = &[
+    // One byte of core dump and not none: the kernel special-cases 1 to abort dumps into a pipe too (systemd-coredump).
+    (RlimitResource::Core, 1),
+    // What the kernel counts for the host's user as well, whom one program must not starve: timers and queued signals,
+    // POSIX message queues (room for one of the default size), locked memory.
+    (RlimitResource::Sigpending, 1024),
+    (RlimitResource::Msgqueue, 128 << 10),
+    (RlimitResource::Memlock, 64 << 10),
+];
+
 /// The devices that libcontainer binds from the host. Writing to a device works through a read-only mount.
 const DEVICES: &[&str] = &[
     "/dev/full",
@@ -573,12 +584,12 @@ impl Program {
 
     fn limit(guest: &Guest) -> Result<(), Failure> {
         let infinity = libc::RLIM_INFINITY;
-        // One byte of core dump and not none: the kernel special-cases 1 to abort dumps into a pipe too (systemd-coredump).
-        let mut limits = vec![Rlimit {
-            resource: RlimitResource::Core,
-            soft: 1,
-            hard: 1,
-        }];
+        let fixed = FIXED_LIMITS.iter().map(|&(resource, limit)| Rlimit {
+            resource,
+            soft: limit,
+            hard: limit,
+        });
+        let mut limits: Vec<Rlimit> = fixed.collect();
         if let Some(files) = guest.limits.nofile {
             limits.push(Rlimit {
                 resource: RlimitResource::Nofile,
