@@ -3,9 +3,9 @@
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
-use sbxrt_tests::{Fixtures, for_each_identity};
+use sbxrt_tests::Fixtures;
 
-use crate::python;
+use crate::{attack, python};
 
 #[test]
 fn the_hosts_abstract_sockets_cannot_be_reached() {
@@ -27,7 +27,7 @@ except OSError:
 print(open('/proc/net/unix').read().count('{name}'))
 "
     );
-    for_each_identity(|sbxrt| {
+    attack(|sbxrt| {
         assert_eq!(python(sbxrt, &image, &[], &program).success(), "0\n");
     });
 }

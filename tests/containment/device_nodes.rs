@@ -1,6 +1,8 @@
 //! Device nodes: made inside, or shipped by an image, they must open nothing of the host's.
 
-use sbxrt_tests::{Fixtures, for_each_identity};
+use sbxrt_tests::Fixtures;
+
+use crate::attack;
 
 #[test]
 fn only_harmless_devices_exist_and_none_can_be_made() {
@@ -27,7 +29,7 @@ END
         "/dev/urandom",
         "/dev/zero",
     ];
-    for_each_identity(|sbxrt| {
+    attack(|sbxrt| {
         let output = sbxrt.run([&image, "sh", "-c", script]).output();
         for line in output.success().lines() {
             assert!(harmless.contains(&line), "{line} in {output}");

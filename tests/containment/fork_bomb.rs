@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use sbxrt_tests::{Fixtures, Host, for_each_identity};
+use sbxrt_tests::{Fixtures, Host};
 
-use crate::python;
+use crate::{attack, python};
 
 #[test]
 fn bombs_of_every_kind_end_and_leave_the_host_usable() {
@@ -19,7 +19,7 @@ fn bombs_of_every_kind_end_and_leave_the_host_usable() {
         "import os, time\nfor n in range(2000):\n  if os.fork() == 0: os._exit(0)\ntime.sleep(60)",
         "import threading, time\nfor n in range(2000): threading.Thread(target=time.sleep, args=(60,)).start()",
     ];
-    for_each_identity(|sbxrt| {
+    attack(|sbxrt| {
         let host = Host::snapshot(sbxrt);
         for bomb in bombs {
             let output = python(

@@ -1,8 +1,8 @@
 //! Memory in forms that a limit on one process's heap does not see: shared, in a memfd, in `/tmp` and `/dev/shm`.
 
-use sbxrt_tests::{Fixtures, for_each_identity};
+use sbxrt_tests::Fixtures;
 
-use crate::python;
+use crate::{attack, python};
 
 #[test]
 fn memory_of_every_kind_counts() {
@@ -17,7 +17,7 @@ fn memory_of_every_kind_counts() {
         "f = open('/dev/shm/x', 'wb')\nfor i in range(400): f.write(b'x' * (1 << 20))",
         "f = open('/tmp/x', 'wb')\nfor i in range(400): f.write(b'x' * (1 << 20))",
     ];
-    for_each_identity(|sbxrt| {
+    attack(|sbxrt| {
         for eater in eaters {
             let program = format!("{eater}\nimport time; time.sleep(0.5); print('not held')");
             let output = python(

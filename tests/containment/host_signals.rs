@@ -1,6 +1,8 @@
 //! Signals: a program that runs as the caller could end the caller's processes, if it saw them.
 
-use sbxrt_tests::{Fixtures, for_each_identity};
+use sbxrt_tests::Fixtures;
+
+use crate::attack;
 
 #[test]
 fn no_process_of_the_host_can_be_signalled() {
@@ -8,7 +10,7 @@ fn no_process_of_the_host_can_be_signalled() {
         return;
     };
     let image = fixtures.busybox_rootfs();
-    for_each_identity(|sbxrt| {
+    attack(|sbxrt| {
         let mut bystander = sbxrt.identity().command(&["sleep", "60"]).spawn().unwrap();
         let pid = bystander.id();
         let script = format!(

@@ -1,6 +1,8 @@
 //! CVE-2024-21626: a descriptor of the host, left open in the program, leads out of the sandbox.
 
-use sbxrt_tests::{Fixtures, for_each_identity};
+use sbxrt_tests::Fixtures;
+
+use crate::attack;
 
 #[test]
 fn no_descriptor_of_the_caller_or_of_sbxrt_is_open_inside() {
@@ -15,7 +17,7 @@ fn no_descriptor_of_the_caller_or_of_sbxrt_is_open_inside() {
         "exec 3</ 9</etc 47</proc 100</dev/null; exec \"$@\"",
         "bash",
     ];
-    for_each_identity(|sbxrt| {
+    attack(|sbxrt| {
         // 3 is the directory that ls itself reads.
         let output = sbxrt
             .run([&image, "ls", "/proc/self/fd"])
@@ -37,7 +39,7 @@ fn a_working_directory_through_a_descriptor_does_not_lead_out() {
         return;
     };
     let image = fixtures.busybox_rootfs();
-    for_each_identity(|sbxrt| {
+    attack(|sbxrt| {
         for descriptor in 3..16 {
             let directory = format!("/proc/self/fd/{descriptor}");
             let output = sbxrt

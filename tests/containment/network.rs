@@ -2,9 +2,9 @@
 
 use std::net::TcpListener;
 
-use sbxrt_tests::{Fixtures, for_each_identity};
+use sbxrt_tests::Fixtures;
 
-use crate::python;
+use crate::{attack, python};
 
 #[test]
 fn nothing_on_the_hosts_network_can_be_reached() {
@@ -32,7 +32,7 @@ attempt('raw socket', lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))
 attempt('vsock', lambda: socket.socket(40, socket.SOCK_STREAM).connect((2, 1)))
 "
     );
-    for_each_identity(|sbxrt| {
+    attack(|sbxrt| {
         let output = python(sbxrt, &image, &[], &program);
         assert_eq!(output.success(), "", "{output}");
     });
@@ -50,7 +50,7 @@ server = socket.create_server(('127.0.0.1', 0))
 socket.create_connection(server.getsockname(), 1)
 print('connected')
 ";
-    for_each_identity(|sbxrt| {
+    attack(|sbxrt| {
         assert_eq!(python(sbxrt, &image, &[], program).success(), "connected\n");
     });
 }

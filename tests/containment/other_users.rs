@@ -6,7 +6,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use sbxrt_tests::{Fixtures, Identity, Need, for_each_identity, require};
+use sbxrt_tests::{Fixtures, Identity, Need, require};
+
+use crate::attack;
 
 #[test]
 fn a_store_is_closed_to_other_users_and_holds_nothing_setuid() {
@@ -17,7 +19,7 @@ fn a_store_is_closed_to_other_users_and_holds_nothing_setuid() {
         return;
     }
     let image = fixtures.layout("fidelity", "gnu");
-    for_each_identity(|sbxrt| {
+    attack(|sbxrt| {
         // A careless account: everybody may look in, and whatever is made is open to all.
         let data = sbxrt.home().join("data");
         for path in [sbxrt.home(), data.clone()] {
@@ -86,7 +88,7 @@ fn walk(directory: &Path, visit: &mut impl FnMut(&Path, u32)) {
 
 #[test]
 fn a_store_that_everybody_may_write_to_is_refused() {
-    for_each_identity(|sbxrt| {
+    attack(|sbxrt| {
         let store = sbxrt.scratch("public");
         fs::write(store.join("version"), "1\n").unwrap();
         fs::set_permissions(&store, fs::Permissions::from_mode(0o777)).unwrap();

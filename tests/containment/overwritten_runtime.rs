@@ -3,7 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use sbxrt_tests::{Fixtures, for_each_identity};
+use sbxrt_tests::Fixtures;
+
+use crate::attack;
 
 #[test]
 fn the_binary_cannot_be_opened_for_writing_from_inside() {
@@ -16,7 +18,7 @@ fn the_binary_cannot_be_opened_for_writing_from_inside() {
         for i in 1 2 3 4 5; do { true >>$p/exe; } 2>/dev/null && echo opened $p; done
         case $(readlink $p/exe) in */busybox|'') ;; *) echo $p $(readlink $p/exe) ;; esac
     done; true";
-    for_each_identity(|sbxrt| {
+    attack(|sbxrt| {
         let binary = sbxrt.binary().to_owned();
         let before = (
             fs::read(&binary).unwrap(),
@@ -37,5 +39,38 @@ fn the_binary_cannot_be_opened_for_writing_from_inside() {
             fs::metadata(&binary).unwrap().permissions().mode(),
         );
         assert!(before == after, "the binary has changed");
+    });
+}
+
+#[test]
+fn a_binary_that_belongs_to_the_user_cannot_be_written_to_either() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    let rootfs = fixtures.busybox_rootfs();
+    attack(|sbxrt| {
+        // As in ~/bin, on the user's own account: root's permissions protect nothing here.
+        let own = sbxrt.scratch("bin").join("sbxrt");
+        fs::copy(sbxrt.binary(), &own).unwrap();
+        let (uid, gid) = (sbxrt.identity().uid(), sbxrt.identity().gid());
+        std::os::unix::fs::chown(&own, Some(uid.as_raw()), Some(gid.as_raw())).unwrap();
+        fs::set_permissions(&own, fs::Permissions::from_mode(0o755)).unwrap();
+        let before = fs::read(&own).unwrap();
+        let image = fixtures.variant(sbxrt, "itself", |configuration, _| {
+            configuration["config"]["Entrypoint"] = serde_json::json!(["/proc/self/exe"]);
+        });
+        let script = "for i in 1 2 3 4 5 6 7 8 9 10; do for p in /proc/[0-9]*; do
+                { true >>$p/exe; } 2>/dev/null && echo opened $p; done; done; true";
+        // What is called is sbxrt under test, the first argument: its place takes the user's own.
+        let caller = [
+            "sh",
+            "-c",
+            "shift; exec \"$0\" \"$@\"",
+            own.to_str().unwrap(),
+        ];
+        let by_own = |words: &[&str]| sbxrt.run(words).called_by(caller).output();
+        assert_eq!(by_own(&[&rootfs, "sh", "-c", script]).success(), "");
+        by_own(&[&image, "--version"]);
+        assert!(fs::read(&own).unwrap() == before, "the binary has changed");
     });
 }

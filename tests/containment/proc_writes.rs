@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use sbxrt_tests::{Fixtures, for_each_identity};
+use sbxrt_tests::Fixtures;
+
+use crate::attack;
 
 #[test]
 fn the_kernels_settings_cannot_be_written_or_its_secrets_read() {
@@ -22,7 +24,7 @@ fn the_kernels_settings_cannot_be_written_or_its_secrets_read() {
     done
     mkdir /sys/fs/cgroup/x 2>/dev/null && rmdir /sys/fs/cgroup/x && echo made a cgroup
     true";
-    for_each_identity(|sbxrt| {
+    attack(|sbxrt| {
         let before = fs::read("/proc/sys/kernel/core_pattern").unwrap();
         let output = sbxrt.run([&image, "sh", "-c", script]).output();
         assert_eq!(output.success(), "", "{output}");

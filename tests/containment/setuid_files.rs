@@ -3,7 +3,9 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use sbxrt_tests::{Fixtures, for_each_identity};
+use sbxrt_tests::Fixtures;
+
+use crate::attack;
 
 #[test]
 fn the_set_user_id_bit_has_no_effect() {
@@ -12,7 +14,7 @@ fn the_set_user_id_bit_has_no_effect() {
     };
     let image = fixtures.busybox_rootfs();
     let busybox = image.strip_prefix("dir:").unwrap().to_owned() + "/bin/busybox";
-    for_each_identity(|sbxrt| {
+    attack(|sbxrt| {
         let directory = sbxrt.scratch("volume");
         let planted = directory.join("busybox");
         fs::copy(&busybox, &planted).unwrap();
@@ -41,7 +43,7 @@ fn what_the_program_makes_on_a_volume_gives_nobody_rights() {
         return;
     };
     let image = fixtures.busybox_rootfs();
-    for_each_identity(|sbxrt| {
+    attack(|sbxrt| {
         let directory = sbxrt.scratch("volume");
         let volume = format!("{}:/v", directory.display());
         let script = "cp /bin/busybox /v/b && chmod 4755 /v/b; mknod /v/null c 1 3; true";

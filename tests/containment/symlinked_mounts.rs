@@ -6,7 +6,9 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use sbxrt_tests::{Fixtures, Sbxrt, for_each_identity};
+use sbxrt_tests::{Fixtures, Sbxrt};
+
+use crate::attack;
 
 /// A copy of the busybox root filesystem that belongs to the user.
 fn hostile_rootfs(sbxrt: &Sbxrt, fixtures: &Fixtures) -> std::path::PathBuf {
@@ -30,7 +32,7 @@ fn links_in_place_of_mount_points_touch_nothing_on_the_host() {
     let Some(fixtures) = Fixtures::find() else {
         return;
     };
-    for_each_identity(|sbxrt| {
+    attack(|sbxrt| {
         let victim = sbxrt.scratch("victim");
         fs::write(victim.join("canary"), "untouched").unwrap();
         for name in [
@@ -78,7 +80,7 @@ fn a_volume_on_a_link_stays_inside() {
     let Some(fixtures) = Fixtures::find() else {
         return;
     };
-    for_each_identity(|sbxrt| {
+    attack(|sbxrt| {
         let root = hostile_rootfs(sbxrt, &fixtures);
         for name in ["dev", "proc", "sys"] {
             fs::create_dir(root.join(name)).unwrap();

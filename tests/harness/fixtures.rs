@@ -1,8 +1,12 @@
 //! Where the images of `scripts/fixtures` are.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
-use crate::{Need, require};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::{Need, Sbxrt, require};
 
 /// The images on disk, in the syntax of `sbxrt run`.
 #[derive(Debug, Clone)]
@@ -33,6 +37,60 @@ impl Fixtures {
     /// A tag of an OCI layout: `oci:…`.
     pub fn layout(&self, name: &str, tag: &str) -> String {
         format!("oci:{}/{name}:{tag}", self.directory.display())
+    }
+
+    /// The busybox image with another configuration and manifest, in a directory of the user's: `oci:…`.
+    pub fn variant(
+        &self,
+        sbxrt: &Sbxrt,
+        name: &str,
+        change: impl FnOnce(&mut Value, &mut Value),
+    ) -> String {
+        let directory = sbxrt.scratch(name);
+        let from = self.directory.join("busybox");
+        let blobs = directory.join("blobs/sha256");
+        fs::create_dir_all(&blobs).unwrap();
+        let read =
+            |path: &Path| -> Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
+        let blob = |descriptor: &Value| {
+            let digest = descriptor["digest"].as_str().unwrap();
+            from.join("blobs/sha256")
+                .join(digest.strip_prefix("sha256:").unwrap())
+        };
+        let mut index = read(&from.join("index.json"));
+        let latest =
+            |entry: &&Value| entry["annotations"]["org.opencontainers.image.ref.name"] == "latest";
+        let mut entry = index["manifests"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(latest)
+            .unwrap()
+            .clone();
+        let mut manifest = read(&blob(&entry));
+        for layer in manifest["layers"].as_array().unwrap() {
+            let path = blob(layer);
+            fs::copy(&path, blobs.join(path.file_name().unwrap())).unwrap();
+        }
+        let mut configuration = read(&blob(&manifest["config"]));
+        change(&mut configuration, &mut manifest);
+        let put = |document: &Value, descriptor: &mut Value| {
+            let bytes = serde_json::to_vec(document).unwrap();
+            let digest: Vec<String> = Sha256::digest(&bytes)
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            let digest = digest.concat();
+            descriptor["size"] = bytes.len().into();
+            fs::write(blobs.join(&digest), bytes).unwrap();
+            descriptor["digest"] = format!("sha256:{digest}").into();
+        };
+        put(&configuration, &mut manifest["config"]);
+        put(&manifest, &mut entry);
+        index["manifests"] = vec![entry].into();
+        fs::write(directory.join("index.json"), index.to_string()).unwrap();
+        fs::copy(from.join("oci-layout"), directory.join("oci-layout")).unwrap();
+        format!("oci:{}:latest", directory.display())
     }
 
     /// The busybox image as `oci-archive:…`.
@@ -67,7 +125,7 @@ pub fn registry() -> Option<String> {
 /// Where there is a registry without a log: both come from `scripts/with-registry`.
 pub fn registry_requests() -> Vec<Request> {
     let path = std::env::var("SBXRT_TEST_REGISTRY_LOG").expect("with-registry sets it");
-    let log = std::fs::read_to_string(path).unwrap();
+    let log = fs::read_to_string(path).unwrap();
     log.lines().filter_map(Request::parse).collect()
 }
 

@@ -25,6 +25,8 @@
 //! | `SBXRT_TEST_REQUIRE` | what must not be skipped, with commas: see [`Need`] |
 //! | `SBXRT_TEST_IDENTITIES` | the users to run as, with commas; default: root, sbxrt-test, sbxrt-sub where root runs the tests, the caller otherwise |
 //! | `SBXRT_TEST_KILLS` | how often each of sbxrt's processes is killed in the tests of sudden death; default: 25 |
+//! | `SBXRT_TEST_LIMITS` | a directory that the tables of `docs/limits.md` are written to, in the place of being compared |
+//! | `SBXRT_TEST_RACES` | how often a sandbox starts in each race; default: few |
 //! | `SBXRT_TEST_RUNS` | how many executions there are in a row in the test of endurance; default: 300 |
 //! | `SBXRT_TEST_SKIPS` | a file to which a line is added for each thing that was skipped |
 //!
@@ -36,19 +38,25 @@
     reason = "a panic is how a test fails, and stderr is where it talks"
 )]
 
+mod bombs;
 mod fixtures;
 mod host;
 mod identity;
 mod need;
 mod report;
 mod sbxrt;
+mod truth_table;
+mod witness;
 
+pub use bombs::Bomb;
 pub use fixtures::{Fixtures, Request, languages, registry, registry_requests};
 pub use host::{Host, descendants};
 pub use identity::{Identity, for_each_identity, identities};
 pub use need::{Need, require};
 pub use report::Report;
 pub use sbxrt::{Invocation, Output, Sbxrt, Stdout};
+pub use truth_table::TruthTable;
+pub use witness::Witness;
 
 use std::time::{Duration, Instant};
 

@@ -26,6 +26,8 @@ pub enum Need {
     Languages,
     /// `registry`: a registry that serves them.
     Registry,
+    /// `stress-ng`: the program of that name.
+    StressNg,
 }
 
 impl Need {
@@ -40,6 +42,7 @@ impl Need {
             Self::Fixtures => "fixtures",
             Self::Languages => "languages",
             Self::Registry => "registry",
+            Self::StressNg => "stress-ng",
         }
     }
 
@@ -67,6 +70,8 @@ impl Need {
             Self::Fixtures => unset("SBXRT_TEST_FIXTURES"),
             Self::Languages => unset("SBXRT_TEST_LANGUAGES"),
             Self::Registry => unset("SBXRT_TEST_REGISTRY"),
+            Self::StressNg => (!Path::new("/usr/bin/stress-ng").exists())
+                .then(|| "/usr/bin/stress-ng does not exist".to_owned()),
         }
     }
 }

@@ -135,6 +135,11 @@ impl Report {
         }
     }
 
+    /// The value of a limit, in the unit that the report has it in; `None` where there is none.
+    pub fn limit(&self, limit: &str) -> Option<f64> {
+        self.at(&format!("/limits/{limit}/value")).as_f64()
+    }
+
     /// From the start of the program to its end.
     pub fn wall_time(&self) -> Duration {
         self.milliseconds("/usage/wall_ms")
@@ -153,6 +158,11 @@ impl Report {
     /// What was collected.
     pub fn outputs(&self) -> &[Value] {
         self.at("/outputs").as_array().map_or(&[], Vec::as_slice)
+    }
+
+    /// The most processes and threads at once, where that was counted; else 0.
+    pub fn pids_peak(&self) -> u64 {
+        self.at("/usage/pids_peak").as_u64().unwrap_or(0)
     }
 
     /// The image's digest.

@@ -1,12 +1,12 @@
-//! On pure cgroup v2, in the machine of `scripts/cgroup2-vm`. The caller runs the tests below `with_delegation` or
-//! those below `without_delegation`, as the machine was started.
+//! On pure cgroup v2, in the machine of `scripts/cgroup2-vm`. The caller runs the tests below `with_delegation`, those
+//! below `without_delegation` or those below `as_root`, as the machine was started.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
-use sbxrt_tests::{Fixtures, Need, Sbxrt, for_each_identity, require};
+use sbxrt_tests::{Fixtures, Need, Sbxrt, TruthTable, for_each_identity, require};
 
 /// The machine has no hardware of its own, and is slower than the host.
 const SLOW: Duration = Duration::from_secs(60);
@@ -149,6 +149,16 @@ mod with_delegation {
             assert!((0.4..=0.6).contains(&used), "{used} CPUs: {report}");
         });
     }
+
+    #[test]
+    fn every_bomb_ends_as_documented() {
+        let (true, Some(fixtures)) = (require(Need::DelegatedCgroup), Fixtures::find()) else {
+            return;
+        };
+        for_each_identity(|sbxrt| {
+            TruthTable::measure(sbxrt, &fixtures, |bomb| !bomb.is_kernel_memory).compare();
+        });
+    }
 }
 
 mod without_delegation {
@@ -216,6 +226,30 @@ mod without_delegation {
                 "watchdog" | "affinity" => assert!(used < 1.1, "{used} CPUs: {report}"),
                 mechanism => assert_eq!(mechanism, "none", "{report}"),
             }
+        });
+    }
+
+    #[test]
+    fn every_bomb_ends_as_documented() {
+        let Some(fixtures) = Fixtures::find() else {
+            return;
+        };
+        for_each_identity(|sbxrt| {
+            TruthTable::measure(sbxrt, &fixtures, |bomb| !bomb.is_kernel_memory).compare();
+        });
+    }
+}
+
+mod as_root {
+    use super::*;
+
+    #[test]
+    fn every_bomb_ends_as_documented() {
+        let (true, Some(fixtures)) = (require(Need::DelegatedCgroup), Fixtures::find()) else {
+            return;
+        };
+        for_each_identity(|sbxrt| {
+            TruthTable::measure(sbxrt, &fixtures, |bomb| !bomb.is_kernel_memory).compare();
         });
     }
 }

@@ -1,0 +1,8 @@
+# a file in /tmp
+# scratch --scratch-size 8m
+import os
+try:
+    with open('/tmp/bomb', 'wb', 0) as file:
+        for _ in range(64 << 4): file.write(b'x' * (1 << 16))
+except OSError as error:
+    raise SystemExit(os.strerror(error.errno))
