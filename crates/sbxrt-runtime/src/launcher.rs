@@ -36,7 +36,8 @@ pub(crate) const CONTROL: i32 = 3;
 /// The descriptor on which it finds the delegated cgroup, where there is one.
 pub(crate) const SUBTREE: i32 = 4;
 
-/// At most so many descriptors does an execution take for as long as it lives, a few more while it starts.
+/// At most so many descriptors does an execution take for as long as it lives, a few more while it starts, and some for each
+/// place that its outputs go to.
 const DESCRIPTORS_OF_A_RUN: u64 = 16;
 
 /// What a launcher is told when it starts.
@@ -263,7 +264,9 @@ impl Launcher {
         }
         let under_way = self.runs.len() as u64;
         let (most, _) = sys::limit(libc::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
-        if DESCRIPTORS_OF_A_RUN * (under_way + 2) > most {
+        let for_outputs = |run: &Run| run.collection.destinations() as u64;
+        let for_outputs: u64 = self.runs.iter().map(for_outputs).sum();
+        if DESCRIPTORS_OF_A_RUN * (under_way + 2) + for_outputs > most {
             return Err(Failure::reason(
                 "take the request",
                 "open files",

@@ -46,6 +46,11 @@ impl Collection {
         }
     }
 
+    /// How many places copies go to; a descriptor is open for each.
+    pub(super) fn destinations(&self) -> usize {
+        self.destinations.len()
+    }
+
     /// Keeps the container's mounts, which the builder has sent.
     pub(super) fn keep(&mut self, tree: Option<OwnedFd>) {
         self.tree = tree;
