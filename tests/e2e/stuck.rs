@@ -79,9 +79,26 @@ fn a_program_stuck_in_a_frozen_file_system_holds_nobody() {
             assert_eq!(state(pid), Some('D'), "{pid} of {report}");
         }
 
+        let collected = collect(sbxrt);
+        for pid in report.leaked() {
+            assert!(
+                collected["stuck"].as_array().unwrap().contains(&pid.into()),
+                "{collected}"
+            );
+        }
+
         drop(volume);
+        let is_gone = || collect(sbxrt)["stuck"].as_array().unwrap().is_empty();
+        assert!(eventually(PATIENCE, is_gone), "what was stuck does not go");
+        // Their cgroups, where they had some, could not be removed before.
+        collect(sbxrt);
         host.assert_nothing_is_left();
     });
+}
+
+fn collect(sbxrt: &Sbxrt) -> serde_json::Value {
+    let output = sbxrt.command(["gc", "--json"]).output();
+    serde_json::from_str(output.success()).unwrap()
 }
 
 /// An ext4 file system in a file of its own. When it is dropped, it answers again and is gone.

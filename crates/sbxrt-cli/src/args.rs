@@ -121,7 +121,8 @@ pub(crate) enum Command {
     Inspect(InspectArguments),
     /// Remove images from the store
     Rmi(RemoveArguments),
-    /// Remove what no image needs, and images that are not used
+    /// Remove what no image needs, images that are not used, and what is left
+    /// of ended runs
     Gc(CollectArguments),
     /// Check that images are what was pulled
     Verify(VerifyArguments),

@@ -1,5 +1,6 @@
 //! `sbxrt gc`: what nobody needs goes.
 
+use sbxrt::Remains;
 use sbxrt::image::{CollectOptions, Collected};
 use serde::Serialize;
 
@@ -8,6 +9,7 @@ use crate::error::Result;
 use crate::location;
 use crate::printer::Printer;
 use crate::quantity::{count, format_size};
+use crate::status;
 
 /// What was removed, for programs.
 #[derive(Debug, Serialize)]
@@ -19,6 +21,8 @@ struct Document<'a> {
     blobs: usize,
     leftovers: usize,
     bytes: u64,
+    cgroups: usize,
+    stuck: &'a [i32],
 }
 
 /// Removes what no image needs, and images that are not used.
@@ -29,6 +33,12 @@ pub(crate) fn run(arguments: &CollectArguments, printer: Printer) -> Result<()> 
         unused_for: arguments.unused_for,
         dry_run: arguments.dry_run,
     })?;
+    let remains = Remains::find();
+    let cgroups = if arguments.dry_run {
+        remains.cgroups.len()
+    } else {
+        remains.remove().len()
+    };
     if arguments.json {
         return printer.document(&Document {
             dry_run: arguments.dry_run,
@@ -38,6 +48,8 @@ pub(crate) fn run(arguments: &CollectArguments, printer: Printer) -> Result<()> 
             blobs: collected.blobs,
             leftovers: collected.leftovers,
             bytes: collected.bytes,
+            cgroups,
+            stuck: &remains.stuck,
         });
     }
     for name in &collected.images {
@@ -46,16 +58,20 @@ pub(crate) fn run(arguments: &CollectArguments, printer: Printer) -> Result<()> 
     for name in &collected.in_use {
         printer.note(&format!("{name} stays: a sandbox runs from it"));
     }
-    printer.note(&summary(&collected, arguments.dry_run));
+    if !remains.stuck.is_empty() {
+        printer.note(&status::leak(&remains.stuck));
+    }
+    printer.note(&summary(&collected, cgroups, arguments.dry_run));
     Ok(())
 }
 
-fn summary(collected: &Collected, dry_run: bool) -> String {
+fn summary(collected: &Collected, cgroups: usize, dry_run: bool) -> String {
     let parts = [
         (collected.images.len(), "image"),
         (collected.layers, "layer"),
         (collected.blobs, "document"),
         (collected.leftovers, "leftover"),
+        (cgroups, "cgroup"),
     ];
     let parts = parts
         .into_iter()
@@ -80,7 +96,7 @@ mod tests {
     #[test]
     fn a_summary_names_only_what_there_is() {
         let nothing = Collected::default();
-        assert_eq!(summary(&nothing, false), "Nothing to remove");
+        assert_eq!(summary(&nothing, 0, false), "Nothing to remove");
         let some = Collected {
             images: vec!["a".to_owned()],
             layers: 2,
@@ -88,8 +104,8 @@ mod tests {
             ..Collected::default()
         };
         assert_eq!(
-            summary(&some, true),
-            "Would remove 1 image, 2 layers: 3 MiB"
+            summary(&some, 1, true),
+            "Would remove 1 image, 2 layers, 1 cgroup: 3 MiB"
         );
     }
 }

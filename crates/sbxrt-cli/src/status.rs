@@ -96,7 +96,7 @@ pub(crate) fn message(report: &Report, limits: &Limits, output_limit: Option<u64
 }
 
 /// What is said of processes that cannot be ended.
-fn leak(pids: &[i32]) -> String {
+pub(crate) fn leak(pids: &[i32]) -> String {
     let list: Vec<String> = pids.iter().map(ToString::to_string).collect();
     format!(
         "the kernel does not let go of what was ended, because a file system does not answer: process {}. It goes when that \

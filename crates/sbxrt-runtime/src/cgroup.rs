@@ -253,7 +253,7 @@ fn controller_of(limit: LimitName) -> Option<&'static str> {
 }
 
 /// The first process of the pid namespace that a leaf's name was made in, where `name` is that of a leaf.
-fn owner_of(name: &str) -> Option<nix::unistd::Pid> {
+pub(crate) fn owner_of(name: &str) -> Option<nix::unistd::Pid> {
     let pid = name
         .strip_prefix(RUN_PREFIX)?
         .split('.')

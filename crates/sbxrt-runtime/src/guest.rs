@@ -64,7 +64,8 @@ impl Executor for Guest {
         let status = match self.run() {
             Ok(()) => 0,
             Err(failure) => {
-                self.tell(&InitEvent::Failed(failure), &[]);
+                // Where that cannot be told either, its end tells that something went wrong.
+                drop(self.tell(&InitEvent::Failed(failure), &[]));
                 1
             }
         };
@@ -85,11 +86,11 @@ impl Executor for Guest {
 }
 
 impl Guest {
-    fn tell(&self, event: &InitEvent, descriptors: &[BorrowedFd<'_>]) {
-        // Where the launcher is gone, so is everybody who could be told.
-        if let Ok(socket) = sys::borrow(self.launcher) {
-            drop(channel::send(socket, event, descriptors));
-        }
+    /// Tells the launcher. What it is not told, nobody knows: then there is no going on.
+    fn tell(&self, event: &InitEvent, descriptors: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        sys::borrow(self.launcher)
+            .and_then(|socket| channel::send(socket, event, descriptors))
+            .map_err(|error| Failure::new(STEP, "report to the launcher", error))
     }
 
     /// Starts the program, waits for its end and reports it.
@@ -169,13 +170,12 @@ impl Guest {
         }
         await_end(&outcome_reader, warden.as_mut())?;
         if let Some(outcome) = Outcome::read(outcome_reader) {
-            match outcome {
+            return match outcome {
                 Outcome::NotExecuted { errno, reason } => {
-                    self.tell(&InitEvent::NotExecuted { errno, reason }, &[]);
+                    self.tell(&InitEvent::NotExecuted { errno, reason }, &[])
                 }
-                Outcome::Failed(failure) => self.tell(&InitEvent::Failed(failure), &[]),
-            }
-            return Ok(());
+                Outcome::Failed(failure) => Err(failure),
+            };
         }
         let start_micros = channel::micros(self.created.elapsed());
         let descriptors: Vec<BorrowedFd<'_>> = terminal
@@ -186,7 +186,7 @@ impl Guest {
             start_micros,
             landlock,
         };
-        self.tell(&started_event, &descriptors);
+        self.tell(&started_event, &descriptors)?;
         drop(descriptors);
         drop(terminal);
         let status = self.wait_for(pid, &signals, warden.as_mut())?;
@@ -205,8 +205,7 @@ impl Guest {
                 blocked: warden.and_then(Warden::blocked),
             },
             &[],
-        );
-        Ok(())
+        )
     }
 
     /// Reaps children until the program itself has ended; passes on the signals that the caller sends.

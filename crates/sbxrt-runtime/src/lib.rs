@@ -21,9 +21,11 @@ mod error;
 mod guest;
 mod landlock;
 mod launcher;
+mod living;
 mod outputs;
 mod overlay;
 pub mod probe;
+mod remains;
 mod report;
 mod request;
 mod rootfs;
@@ -37,6 +39,7 @@ mod watchdog;
 
 pub use error::{Error, Failure, Result};
 pub use outputs::{FileKind, OutputFile, OutputLimits, OutputPath, Outputs};
+pub use remains::Remains;
 pub use report::{
     Evidence, Isolation, PeakSource, Report, Sender, Space, Termination, Timings, Usage,
 };

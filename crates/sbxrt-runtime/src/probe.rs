@@ -31,6 +31,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Failure, Result};
+use crate::remains::Remains;
 use crate::request::{LimitName, Mechanism};
 
 use advice::{Advice, Settings};
@@ -108,6 +109,43 @@ impl Check {
     }
 }
 
+/// Whether ended executions have left anything behind.
+fn leftovers() -> Check {
+    const NAME: &str = "leftovers";
+    let Remains { cgroups, stuck } = Remains::find();
+    let stuck: Vec<String> = stuck.iter().map(ToString::to_string).collect();
+    let cgroups = match cgroups.as_slice() {
+        [] => None,
+        [first, ..] => Some(format!(
+            "{} cgroups of dead processes, such as {}",
+            cgroups.len(),
+            first.display()
+        )),
+    };
+    match (cgroups, stuck.is_empty()) {
+        (None, true) => Check::ok(NAME, "nothing is left of ended runs"),
+        (cgroups, true) => Check::not_ok(
+            NAME,
+            Status::Degraded,
+            cgroups.unwrap_or_default(),
+            Advice {
+                reason: "sbxrt was killed before it could remove them".to_owned(),
+                fix: Some("sbxrt gc".to_owned()),
+            },
+        ),
+        (_, false) => Check::not_ok(
+            NAME,
+            Status::Degraded,
+            format!("killed and still there: process {}", stuck.join(", ")),
+            Advice {
+                reason: "the kernel makes them wait for a file system that does not answer"
+                    .to_owned(),
+                fix: None,
+            },
+        ),
+    }
+}
+
 /// Why no launcher could be made, and what mends it, where the host's settings tell.
 pub fn explain(error: &Error) -> Option<Explanation> {
     let Error::Launcher { step, source } = error else {
@@ -172,6 +210,7 @@ pub fn examine(store: &Path) -> Result<HostReport> {
     let (run, enforcement) = whole::run(&settings);
     let ok = run.status != Status::Failed;
     checks.push(run);
+    checks.push(leftovers());
     let mut limits = predicted;
     if let Some(enforcement) = enforcement {
         limits.extend(enforcement);

@@ -61,7 +61,7 @@ pub use sbxrt_runtime::probe;
 pub use sbxrt_runtime::seccomp;
 pub use sbxrt_runtime::{
     Evidence, Failure, FileKind, Isolation, LimitName, Limits, Mechanism, Mount, MountSource,
-    Network, OutputFile, OutputLimits, OutputPath, Outputs, PeakSource, Report, Requirement,
-    Rlimit, RlimitResource, Sender, Space, Termination, Timings, UnknownName, Usage, WindowSize,
-    init,
+    Network, OutputFile, OutputLimits, OutputPath, Outputs, PeakSource, Remains, Report,
+    Requirement, Rlimit, RlimitResource, Sender, Space, Termination, Timings, UnknownName, Usage,
+    WindowSize, init,
 };

@@ -10,13 +10,13 @@ use nix::sys::time::TimeSpec;
 
 use super::account::{Exit, Facts, Verdict};
 use super::collection::Collection;
-use super::living::{is_over, is_stuck, living};
 use super::null;
 use crate::builder::Build;
 use crate::cgroup::{self, Leaf, Leaves};
 use crate::channel::{self, BuildEvent, Event, InitEvent, Order};
 use crate::error::Failure;
 use crate::guest::is_asked;
+use crate::living::{is_over, is_stuck, living};
 use crate::overlay::UpperWork;
 use crate::report::{Isolation, Timings};
 use crate::request::{LimitName, Mechanism, Request};
@@ -74,6 +74,12 @@ fn watch_living(pid: libc::pid_t, watched: Watched) -> io::Result<Option<Watchdo
         result = Watchdog::new(pid, watched).map(Some);
     }
     result
+}
+
+/// Whether a message could not be sent because nobody is there.
+fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset};
+    matches!(error.kind(), BrokenPipe | ConnectionReset)
 }
 
 /// What of an execution may have something to say.
@@ -556,9 +562,17 @@ impl Run {
                 self.timings.start =
                     Duration::from_micros(start_micros).saturating_sub(self.timings.create);
                 let terminal: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
-                if let Some(caller) = &self.caller {
+                let told = self.caller.as_ref().map_or(Ok(()), |caller| {
+                    channel::send(caller.as_fd(), &Event::Started, &terminal)
+                });
+                match told {
                     // A caller that is gone is noticed where its orders are heard.
-                    drop(channel::send(caller.as_fd(), &Event::Started, &terminal));
+                    Err(error) if !is_gone(&error) => {
+                        let failure = Failure::new("start the program", "tell the caller", error);
+                        self.failure.get_or_insert(failure);
+                        self.kill();
+                    }
+                    _ => {}
                 }
             }
             Ok(Some((

@@ -1,10 +1,11 @@
-//! Which processes of an execution there still are after they were ended.
+//! Which processes of an execution there still are after they were ended, as `/proc` tells.
 //!
 //! A killed process is gone within a moment, unless the kernel makes it wait for something without a way out
 //! (state D): a write to a frozen file system, a request to a FUSE or network server that does not answer.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use libc::pid_t;
 
@@ -16,12 +17,12 @@ struct Process {
 }
 
 /// The living processes among `roots` and all that descend from them. Roots that only wait for others are left out.
-pub(super) fn living(roots: &[pid_t]) -> Vec<pid_t> {
+pub(crate) fn living(roots: &[pid_t]) -> Vec<pid_t> {
     descendants(roots, &processes())
 }
 
 /// Whether the kernel holds a thread of this process, which a signal does not change.
-pub(super) fn is_stuck(pid: pid_t) -> bool {
+pub(crate) fn is_stuck(pid: pid_t) -> bool {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"));
     tasks.into_iter().flatten().flatten().any(|task| {
         let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
@@ -30,9 +31,32 @@ pub(super) fn is_stuck(pid: pid_t) -> bool {
 }
 
 /// Whether the child `pid`, not yet waited for, has ended.
-pub(super) fn is_over(pid: pid_t) -> bool {
+pub(crate) fn is_over(pid: pid_t) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     parse(&stat).is_none_or(|process| process.has_ended)
+}
+
+/// The launchers of the user `own` that are ending, or held up at it: as the first process of its pid namespace, one cannot
+/// be gone before all others are.
+pub(crate) fn ending_launchers(own: u32) -> Vec<pid_t> {
+    // linux/sched.h
+    const PF_EXITING: u32 = 0x4;
+    let is_ending = |stat: &str| {
+        let flags = after_name(stat).split_ascii_whitespace().nth(6);
+        stat.contains(" (sbxrt-launcher) ")
+            && flags
+                .and_then(|flags| flags.parse::<u32>().ok())
+                .is_some_and(|it| it & PF_EXITING != 0)
+    };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.uid() == own))
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            is_ending(&stat).then_some(pid)
+        })
+        .collect()
 }
 
 fn processes() -> BTreeMap<pid_t, Process> {
