@@ -372,6 +372,9 @@ fn seal() -> Result<(), Failure> {
 const FIXED_LIMITS: &[(RlimitResource, u64)] = &[
     // One byte of core dump and not none: the kernel special-cases 1 to abort dumps into a pipe too (systemd-coredump).
     (RlimitResource::Core, 1),
+    // Nobody goes before others, whatever the caller may.
+    (RlimitResource::Nice, 0),
+    (RlimitResource::Rtprio, 0),
     // What the kernel counts for the host's user as well, whom one program must not starve: timers and queued signals,
     // POSIX message queues (room for one of the default size), locked memory.
     (RlimitResource::Sigpending, 1024),
