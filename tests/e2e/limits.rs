@@ -33,6 +33,222 @@ fn a_memory_limit_is_held_by_the_mechanism_that_the_report_names() {
     });
 }
 
+/// What a sandbox can take without any process having it: each takes 160 MiB or much more, and stays.
+const MEMORY_OF_NOBODY: [(&str, &str); 5] = [
+    (
+        "scratch",
+        "f = open('/tmp/x', 'wb')\nfor i in range(160): f.write(bytes(1 << 20))",
+    ),
+    (
+        "/dev/shm",
+        "f = open('/dev/shm/x', 'wb')\nfor i in range(160): f.write(bytes(1 << 20))",
+    ),
+    (
+        "--tmpfs",
+        "f = open('/m/x', 'wb')\nfor i in range(160): f.write(bytes(1 << 20))",
+    ),
+    (
+        "a System V segment",
+        "import ctypes\nc = ctypes.CDLL(None)\nc.shmat.restype = ctypes.c_void_p\nn = c.shmget(0, 160 << 20, 0o600)\n\
+         a = c.shmat(n, None, 0)\nctypes.memset(a, 1, 160 << 20)\nc.shmdt(ctypes.c_void_p(a))",
+    ),
+    (
+        // Of each 2 MiB one page is looked at: that is the page of zeros, which is nobody's, and takes a page of the table.
+        "page tables",
+        "import mmap\nm = mmap.mmap(-1, 1 << 38, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)\n\
+         m.madvise(mmap.MADV_NOHUGEPAGE)\nfor i in range(0, 1 << 38, 1 << 21): m[i]",
+    ),
+];
+
+#[test]
+fn memory_that_no_process_holds_counts() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    for_each_identity(|sbxrt| {
+        let image = fixtures.python_rootfs();
+        for (name, taking) in MEMORY_OF_NOBODY {
+            let program =
+                format!("{taking}\nprint('taken', flush=True)\nimport time; time.sleep(300)");
+            let words = [
+                "-m",
+                "64m",
+                "--scratch-size",
+                "256m",
+                "--shm-size",
+                "256m",
+                "--tmpfs",
+                "/m:size=256m",
+                "--timeout",
+                "120s",
+                &image,
+                "python3",
+                "-I",
+                "-c",
+                &program,
+            ];
+            let report = sbxrt.report(words);
+            assert_eq!(report.kind(), "oom", "{name}: {report}");
+        }
+    });
+}
+
+#[test]
+fn what_is_in_memory_twice_over_counts_once() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    for_each_identity(|sbxrt| {
+        let image = fixtures.python_rootfs();
+        // A file in memory that four processes have mapped, and anonymous memory that they share.
+        let program = "import mmap, os, time\n\
+            f = open('/dev/shm/x', 'w+b')\nf.truncate(24 << 20)\n\
+            maps = [mmap.mmap(f.fileno(), 24 << 20), mmap.mmap(-1, 24 << 20)]\n\
+            def touch(): return sum(m[i] for m in maps for i in range(0, 24 << 20, 4096))\n\
+            for m in maps: m[:] = b'x' * (24 << 20)\n\
+            children = []\n\
+            for n in range(4):\n  pid = os.fork()\n  if pid == 0:\n    touch(); time.sleep(1); os._exit(0)\n  children.append(pid)\n\
+            print([os.waitpid(pid, 0)[1] for pid in children])";
+        let report = sbxrt.report(["-m", "128m", &image, "python3", "-I", "-c", program]);
+        assert_eq!(report.bytes("stdout"), b"[0, 0, 0, 0]\n", "{report}");
+        assert!(report.memory_peak() <= 128 << 20, "{report}");
+    });
+}
+
+#[test]
+fn the_limit_on_cpu_time_counts_all_processes() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    let spin = "import os, signal, time\n\
+        def spin(seconds):\n  end = time.process_time() + seconds\n  while time.process_time() < end: pass\n\
+        def child(seconds):\n  pid = os.fork()\n  if pid == 0: spin(seconds); os._exit(0)\n  return pid\n";
+    let programs = [
+        ("one process", "while True: spin(1)"),
+        (
+            "children that are waited for",
+            "while True: os.waitpid(child(0.2), 0)",
+        ),
+        (
+            "children that nobody waits for",
+            "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nwhile True:\n  child(0.2)\n  try: os.wait()\n  except ChildProcessError: pass",
+        ),
+    ];
+    for_each_identity(|sbxrt| {
+        let image = fixtures.python_rootfs();
+        for (name, program) in programs {
+            let program = format!("{spin}{program}");
+            let report = sbxrt.report([
+                "--cpu-time",
+                "1s",
+                "--timeout",
+                "120s",
+                &image,
+                "python3",
+                "-I",
+                "-c",
+                &program,
+            ]);
+            assert_eq!(report.kind(), "timeout", "{name}: {report}");
+            assert!(report.has_hit("cpu_time"), "{name}: {report}");
+            assert!(!report.has_hit("wall_time"), "{name}: {report}");
+            assert_eq!(report.enforcement("cpu_time_ms"), "watchdog", "{report}");
+            assert_eq!(report.exit_code(), Some(124), "{report}");
+        }
+        let report = sbxrt.report([
+            "--cpu-time",
+            "60s",
+            &image,
+            "python3",
+            "-I",
+            "-c",
+            "print(1)",
+        ]);
+        assert_eq!(
+            (report.code(), report.has_hit("cpu_time")),
+            (Some(0), false),
+            "{report}"
+        );
+    });
+}
+
+#[test]
+fn files_end_where_their_limits_say() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    // How far it gets, and the name of the error that stops it.
+    let program = "import errno, os\n\
+        def until_refused(step):\n  for n in range(5000):\n    try: step(n)\n    except OSError as error: return n, errno.errorcode[error.errno]\n\
+        kept = []\n\
+        print(until_refused(lambda n: kept.append(os.open('/dev/null', 0)))[1], len(os.listdir('/proc/self/fd')) if kept.pop() and not os.close(3) else '')\n\
+        for fd in range(4, 64): \n  try: os.close(fd)\n  except OSError: pass\n\
+        f = os.open('/tmp/long', os.O_CREAT | os.O_WRONLY)\n\
+        print(until_refused(lambda n: os.write(f, bytes(4096))))\n\
+        print(until_refused(lambda n: os.mkdir(f'/tmp/{n}'))[1])\n\
+        g = os.open('/dev/shm/x', os.O_CREAT | os.O_WRONLY)\n\
+        print(until_refused(lambda n: os.write(g, bytes(4096))))";
+    for_each_identity(|sbxrt| {
+        let image = fixtures.python_rootfs();
+        let report = sbxrt.report([
+            "--ulimit",
+            "nofile=32:48",
+            "--ulimit",
+            "fsize=1048576",
+            "--scratch-inodes",
+            "100",
+            "--shm-size",
+            "512k",
+            &image,
+            "python3",
+            "-I",
+            "-c",
+            program,
+        ]);
+        let said = String::from_utf8(report.bytes("stdout")).unwrap();
+        let expected = "EMFILE 32\n(256, 'EFBIG')\nENOSPC\n(128, 'ENOSPC')\n";
+        assert_eq!(said, expected, "{report}");
+        for (limit, mechanism) in [
+            ("nofile", "rlimit"),
+            ("fsize", "rlimit"),
+            ("scratch_inodes", "tmpfs"),
+            ("shm", "tmpfs"),
+        ] {
+            assert_eq!(report.enforcement(limit), mechanism, "{report}");
+        }
+    });
+}
+
+#[test]
+fn a_full_set_of_files_is_told_from_full_bytes() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    for_each_identity(|sbxrt| {
+        let image = fixtures.busybox_rootfs();
+        let script = "i=0; while mkdir /tmp/$i; do i=$((i + 1)); done; exit 3";
+        let report = sbxrt.report(["--scratch-inodes", "100", &image, "sh", "-c", script]);
+        assert_eq!(report.kind(), "disk", "{report}");
+        assert!(report.has_hit("scratch_inodes"), "{report}");
+        assert!(!report.has_hit("scratch"), "{report}");
+    });
+}
+
+#[test]
+fn whole_processors_cannot_be_won_back() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    for_each_identity(|sbxrt| {
+        let image = fixtures.python_rootfs();
+        let program = "import os\ntry: os.sched_setaffinity(0, range(1024))\nexcept PermissionError: pass\nprint(len(os.sched_getaffinity(0)))";
+        let report = sbxrt.report(["--cpus", "1", &image, "python3", "-I", "-c", program]);
+        if report.enforcement("cpus") == "affinity" {
+            assert_eq!(report.bytes("stdout"), b"1\n", "{report}");
+        }
+    });
+}
+
 #[test]
 fn a_fork_bomb_stops_at_the_limit_on_processes() {
     let Some(fixtures) = Fixtures::find() else {

@@ -140,6 +140,12 @@ impl Report {
         self.at(&format!("/limits/{limit}/value")).as_f64()
     }
 
+    /// Whether a limit was reached.
+    pub fn has_hit(&self, limit: &str) -> bool {
+        let hit = self.at("/limits_hit").as_array().unwrap();
+        hit.iter().any(|name| name == limit)
+    }
+
     /// From the start of the program to its end.
     pub fn wall_time(&self) -> Duration {
         self.milliseconds("/usage/wall_ms")

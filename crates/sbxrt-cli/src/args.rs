@@ -208,6 +208,10 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "DURATION", value_parser = limit::duration, help_heading = LIMITS)]
     pub(crate) timeout: Option<Bound<Duration>>,
 
+    /// Limit the CPU time of all processes together
+    #[arg(long, value_name = "DURATION", value_parser = limit::duration, help_heading = LIMITS)]
+    pub(crate) cpu_time: Option<Bound<Duration>>,
+
     /// Hand on this much of stdout and of stderr, and count the rest; with
     /// --json half of it the beginning and half the end [default: 10m with
     /// --json, else all]
@@ -221,6 +225,15 @@ pub(crate) struct RunArguments {
     /// Limit what can be written to the root file system and /tmp
     #[arg(long, value_name = "SIZE", default_value = "64m", value_parser = limit::size, help_heading = LIMITS)]
     pub(crate) scratch_size: Bound<u64>,
+
+    /// Limit how many files and directories can be made there [default: one
+    /// for each 4 KiB, at least 1024]
+    #[arg(long, value_name = "NUMBER", value_parser = limit::count, help_heading = LIMITS)]
+    pub(crate) scratch_inodes: Option<Bound<u64>>,
+
+    /// Limit /dev/shm, and System V shared memory to as much again
+    #[arg(long, value_name = "SIZE", default_value = "64m", value_parser = limit::size, help_heading = LIMITS)]
+    pub(crate) shm_size: Bound<u64>,
 
     /// Set a resource limit of the kernel, such as nofile=1024:4096
     #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = limit::ulimit, help_heading = LIMITS)]

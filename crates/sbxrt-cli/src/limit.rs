@@ -73,6 +73,14 @@ pub(crate) fn cpus(text: &str) -> Result<Bound<f64>, String> {
     })
 }
 
+/// Reads a bound on things that are counted.
+pub(crate) fn count(text: &str) -> Result<Bound<u64>, String> {
+    bound(text, |text| {
+        text.parse()
+            .map_err(|_not_a_number| "write a number such as 4096".to_owned())
+    })
+}
+
 /// Reads a bound on processes. `-1` lifts it, as in Docker.
 pub(crate) fn pids(text: &str) -> Result<Bound<u32>, String> {
     if text == "-1" {
@@ -148,6 +156,13 @@ mod tests {
         }
         for text in ["0", "-1", "none"] {
             assert_eq!(pids(text), Ok(Bound::Unlimited), "{text:?}");
+        }
+        for text in ["0", "none"] {
+            assert_eq!(count(text), Ok(Bound::Unlimited), "{text:?}");
+        }
+        assert_eq!(count("9"), Ok(Bound::At(9)));
+        for text in ["-1", "1k", ""] {
+            assert!(count(text).is_err(), "{text:?}");
         }
         assert_eq!(size("64m"), Ok(Bound::At(64 << 20)));
         assert_eq!(cpus("0.5"), Ok(Bound::At(0.5)));

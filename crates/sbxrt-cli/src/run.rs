@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use nix::libc;
 use sbxrt::{
-    Child, Engine, Image, Limits, OutputAction, Platform, PullOptions, Report, Sandbox, Seccomp,
-    Source, Spill, Stdin,
+    Child, Engine, Image, Limits, OutputAction, Platform, PullOptions, Report, RlimitResource,
+    Sandbox, Seccomp, Source, Spill, Stdin,
 };
 use serde::Serialize;
 use tokio::sync::{Notify, oneshot};
@@ -292,13 +292,35 @@ fn limits(arguments: &RunArguments) -> (Limits, Option<u64>) {
         wall_time: arguments
             .timeout
             .map_or(json.then_some(JSON_TIMEOUT), Bound::into_option),
+        cpu_time: arguments.cpu_time.and_then(Bound::into_option),
         scratch_bytes: arguments.scratch_size.into_option(),
+        scratch_inodes: arguments
+            .scratch_inodes
+            .map(|bound| bound.into_option().unwrap_or(0)),
+        shm_bytes: arguments.shm_size.into_option(),
+        nofile: ceiling(arguments, RlimitResource::Nofile, Limits::default().nofile),
+        fsize: ceiling(arguments, RlimitResource::Fsize, None),
         ..Limits::default()
     };
     let output = arguments
         .output_limit
         .map_or(json.then_some(JSON_OUTPUT_LIMIT), Bound::into_option);
     (limits, output)
+}
+
+/// The limit that `--ulimit` sets for `resource`; unlimited is none.
+fn ceiling(
+    arguments: &RunArguments,
+    resource: RlimitResource,
+    default: Option<u64>,
+) -> Option<u64> {
+    let named = arguments
+        .ulimit
+        .iter()
+        .rfind(|rlimit| rlimit.resource == resource);
+    named.map_or(default, |rlimit| {
+        (rlimit.hard != u64::MAX).then_some(rlimit.hard)
+    })
 }
 
 fn find_image(

@@ -66,10 +66,16 @@ pub(crate) fn message(report: &Report, limits: &Limits, output_limit: Option<u64
     match &report.termination {
         Termination::Exited { code } => format!("exited with status {code}"),
         Termination::Signaled { signal } => format!("ended by {}", signal_name(*signal)),
-        Termination::Timeout => match limits.wall_time {
-            Some(limit) => format!("ended by the time limit of {}", format_duration(limit)),
-            None => "ended by the time limit".to_owned(),
-        },
+        Termination::Timeout => {
+            let (what, limit) = match report.evidence.limit {
+                Some(LimitName::CpuTime) => ("CPU time limit", limits.cpu_time),
+                _ => ("time limit", limits.wall_time),
+            };
+            match limit {
+                Some(limit) => format!("ended by the {what} of {}", format_duration(limit)),
+                None => format!("ended by the {what}"),
+            }
+        }
         Termination::Oom => match limits.memory {
             Some(limit) => format!("ended by the memory limit of {}", format_size(limit)),
             None => "ended for lack of memory".to_owned(),

@@ -58,7 +58,6 @@ const OF_DOCKER: &[(&[&str], &str)] = &[
         &["--cpu-quota", "--cpu-period", "-c", "--cpu-shares"],
         "write --cpus NUMBER",
     ),
-    (&["--shm-size"], "leave it out: /dev/shm has 64 MiB"),
     (
         &["--restart"],
         "leave it out: a run is over when its program is",

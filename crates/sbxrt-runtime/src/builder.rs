@@ -72,6 +72,7 @@ impl Build<'_> {
                 .filter(|mount| matches!(mount.source, MountSource::Tmpfs(_)))
                 .map(|mount| mount.destination.clone())
                 .collect(),
+            scratch_in_memory: self.request.upper.is_none(),
             memory: self.memory,
             pids: self.pids,
             cpus: self.cpus,

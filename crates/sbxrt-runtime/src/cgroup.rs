@@ -380,6 +380,14 @@ pub(crate) struct Counters {
     pub(crate) system_micros: Option<u64>,
 }
 
+impl Counters {
+    /// CPU time of all processes that were ever in it.
+    pub(crate) fn cpu_time(&self) -> Option<std::time::Duration> {
+        let micros = self.user_micros?.saturating_add(self.system_micros?);
+        Some(std::time::Duration::from_micros(micros))
+    }
+}
+
 impl Leaf {
     /// The directory's descriptor, for a process to be born in.
     pub(crate) fn directory(&self) -> BorrowedFd<'_> {
@@ -460,9 +468,12 @@ pub(crate) fn mechanism_without_cgroup(
         LimitName::Cpus if limits.cpus.is_some_and(|cpus| cpus.fract() == 0.0) => {
             Mechanism::Affinity
         }
-        LimitName::Memory | LimitName::Pids | LimitName::Cpus => Mechanism::Watchdog,
-        LimitName::Nofile => Mechanism::Rlimit,
-        LimitName::Scratch | LimitName::Shm => Mechanism::Tmpfs,
+        // Whoever counts CPU time, the kernel ends nobody for it.
+        LimitName::Memory | LimitName::Pids | LimitName::Cpus | LimitName::CpuTime => {
+            Mechanism::Watchdog
+        }
+        LimitName::Nofile | LimitName::Fsize => Mechanism::Rlimit,
+        LimitName::Scratch | LimitName::ScratchInodes | LimitName::Shm => Mechanism::Tmpfs,
         LimitName::WallTime => Mechanism::Timer,
         LimitName::Swap => Mechanism::None,
         LimitName::Output => Mechanism::Relay,

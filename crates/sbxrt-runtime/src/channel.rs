@@ -76,6 +76,9 @@ pub(crate) enum BuildEvent {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum InitEvent {
+    /// About to start the program. What a watchdog must see of the inside comes along: the list of System V segments
+    /// first, if `segments`, then the file systems in memory.
+    Objects { segments: bool },
     /// The program runs. Its terminal, where it has one, comes along.
     Started {
         start_micros: u64,

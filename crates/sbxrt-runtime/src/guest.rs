@@ -44,6 +44,8 @@ pub(crate) struct Guest {
     pub(crate) limits: Limits,
     /// Where else the program finds file systems in memory.
     pub(crate) tmpfs: Vec<PathBuf>,
+    /// Whether the root file system takes what is written to it in memory.
+    pub(crate) scratch_in_memory: bool,
     pub(crate) memory: Mechanism,
     pub(crate) pids: Mechanism,
     pub(crate) cpus: Mechanism,
@@ -135,6 +137,9 @@ impl Guest {
             .map_err(|error| Failure::new(STEP, "pipe2", error))?;
 
         let spaces = Spaces::open(&self.tmpfs);
+        if self.memory == Mechanism::Watchdog {
+            self.hand_over(&spaces)?;
+        }
         let program = Program::prepare(self, &user)?;
         let rules = Rules::prepare(self.writable.as_deref())?;
         let landlock = rules.as_ref().map(|rules| rules.abi);
@@ -206,6 +211,24 @@ impl Guest {
             },
             &[],
         )
+    }
+
+    /// Gives the launcher's watchdog what it must see of the inside, opened before the program can get at it: System V
+    /// segments, which the file lists for the namespace that it was opened in, and the file systems in memory.
+    fn hand_over(&self, spaces: &Spaces) -> Result<(), Failure> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        // A kernel without System V memory has none to count.
+        let segments = open("/proc/sysvipc/shm", flags, Mode::empty()).ok();
+        let in_memory = spaces
+            .directories()
+            .filter(|(path, _)| self.scratch_in_memory || *path != Path::new("/"))
+            .map(|(_, directory)| directory);
+        let event = InitEvent::Objects {
+            segments: segments.is_some(),
+        };
+        let descriptors: Vec<BorrowedFd<'_>> =
+            segments.iter().map(AsFd::as_fd).chain(in_memory).collect();
+        self.tell(&event, &descriptors)
     }
 
     /// Reaps children until the program itself has ended; passes on the signals that the caller sends.
@@ -592,23 +615,34 @@ impl Program {
             hard: limit,
         });
         let mut limits: Vec<Rlimit> = fixed.collect();
-        if let Some(files) = guest.limits.nofile {
+        let pids = guest
+            .limits
+            .pids
+            .filter(|_| guest.pids == Mechanism::Rlimit)
+            .map(u64::from);
+        for (resource, bound) in [
+            (RlimitResource::Nofile, guest.limits.nofile),
+            (RlimitResource::Fsize, guest.limits.fsize),
+            (RlimitResource::Nproc, pids),
+        ] {
+            let Some(bound) = bound else { continue };
+            // Who names a soft limit means to stay below it, and nobody goes above the bound.
+            let named = |rlimit: &&Rlimit| rlimit.resource == resource;
+            let named = guest.process.rlimits.iter().rfind(named);
             limits.push(Rlimit {
-                resource: RlimitResource::Nofile,
-                soft: files,
-                hard: files,
+                resource,
+                soft: named.map_or(bound, |rlimit| rlimit.soft.min(bound)),
+                hard: named.map_or(bound, |rlimit| rlimit.hard.min(bound)),
             });
         }
-        if guest.pids == Mechanism::Rlimit
-            && let Some(pids) = guest.limits.pids
-        {
-            limits.push(Rlimit {
-                resource: RlimitResource::Nproc,
-                soft: pids.into(),
-                hard: pids.into(),
-            });
-        }
-        limits.extend(&guest.process.rlimits);
+        let bounded: Vec<RlimitResource> = limits.iter().map(|limit| limit.resource).collect();
+        let is_left = |rlimit: &&Rlimit| {
+            FIXED_LIMITS
+                .iter()
+                .any(|&(fixed, _)| fixed == rlimit.resource)
+                || !bounded.contains(&rlimit.resource)
+        };
+        limits.extend(guest.process.rlimits.iter().filter(is_left));
         for Rlimit {
             resource,
             soft,
@@ -691,9 +725,12 @@ pub(crate) fn is_asked(limit: LimitName, limits: &Limits) -> bool {
         LimitName::Cpus => limits.cpus.is_some(),
         LimitName::Pids => limits.pids.is_some(),
         LimitName::Nofile => limits.nofile.is_some(),
+        LimitName::Fsize => limits.fsize.is_some(),
         LimitName::Scratch => limits.scratch_bytes.is_some(),
+        LimitName::ScratchInodes => limits.scratch_inode_bound().is_some(),
         LimitName::Shm => limits.shm_bytes.is_some(),
         LimitName::WallTime => limits.wall_time.is_some(),
+        LimitName::CpuTime => limits.cpu_time.is_some(),
         // Held by whoever reads the program's output.
         LimitName::Output => false,
     }

@@ -35,8 +35,8 @@ pub(crate) const CONTROL: i32 = 3;
 /// The descriptor on which it finds the delegated cgroup, where there is one.
 pub(crate) const SUBTREE: i32 = 4;
 
-/// At most so many descriptors does an execution take for as long as it lives, a few more while it starts, and some for each
-/// place that its outputs go to.
+/// At most so many descriptors does an execution take for as long as it lives, a few more while it starts, and one for each
+/// place that its outputs go to and for each file system in memory.
 const DESCRIPTORS_OF_A_RUN: u64 = 16;
 
 /// How much later than due something may be done, for each execution that is under way: waiting costs the more the more
@@ -182,8 +182,10 @@ impl Launcher {
                 }
             }
             let now = Instant::now();
+            let watched = self.runs.iter().filter(|run| run.is_watched()).count();
+            let crowd = u32::try_from(watched).unwrap_or(u32::MAX).max(1);
             for run in &mut self.runs {
-                run.tick(now);
+                run.tick(now, crowd);
             }
             self.runs.retain_mut(|run| !run.finish());
         }
@@ -270,9 +272,10 @@ impl Launcher {
         }
         let under_way = self.runs.len() as u64;
         let (most, _) = sys::limit(libc::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
-        let for_outputs = |run: &Run| run.collection.destinations() as u64;
-        let for_outputs: u64 = self.runs.iter().map(for_outputs).sum();
-        if DESCRIPTORS_OF_A_RUN * (under_way + 2) + for_outputs > most {
+        let further =
+            |run: &Run| (run.collection.destinations() + run.objects.file_systems.len()) as u64;
+        let further: u64 = self.runs.iter().map(further).sum();
+        if DESCRIPTORS_OF_A_RUN * (under_way + 2) + further > most {
             return Err(Failure::reason(
                 "take the request",
                 "open files",

@@ -109,7 +109,12 @@ impl Space {
         // Less than what programs write at once: the last write that fits in part leaves nothing, one that fails as a
         // whole leaves this. And a new file may need a second one for a moment.
         let few = (self.bytes / 64).min(64 << 10);
-        self.bytes_free < few || (self.inodes > 0 && self.inodes_free < 2)
+        self.bytes_free < few || self.lacks_inodes()
+    }
+
+    /// Whether there is no room for another file.
+    pub(crate) fn lacks_inodes(&self) -> bool {
+        self.inodes > 0 && self.inodes_free < 2
     }
 }
 

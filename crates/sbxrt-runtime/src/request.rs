@@ -290,12 +290,18 @@ named! {
         Pids = "pids",
         /// Open files of each process.
         Nofile = "nofile",
+        /// Bytes of each file that is written to.
+        Fsize = "fsize",
         /// Bytes written to the root file system, `/tmp` and the like.
         Scratch = "scratch",
+        /// Files and directories in the same place.
+        ScratchInodes = "scratch_inodes",
         /// Bytes in `/dev/shm`, and again as many of System V shared memory.
         Shm = "shm",
         /// Time from start to end.
         WallTime = "wall_time",
+        /// CPU time, all processes together.
+        CpuTime = "cpu_time",
         /// Bytes of standard output and of standard error that are kept.
         Output = "output",
     }
@@ -384,17 +390,26 @@ pub struct Limits {
     pub pids: Option<u32>,
     /// Open files of each process.
     pub nofile: Option<u64>,
+    /// Bytes of each file that is written to. Writing on is refused with `EFBIG`, and with `SIGXFSZ`.
+    pub fsize: Option<u64>,
     /// Time from start to end.
     pub wall_time: Option<Duration>,
+    /// CPU time of all processes together, those that have ended included. sbxrt looks at it, every 50 ms at first and more
+    /// often towards the end. Where no cgroup counts it, the time of a process that nobody waits for is known only as far
+    /// as it was seen in one of those looks.
+    pub cpu_time: Option<Duration>,
     /// Bytes that may be written to the root file system and `/tmp` together. `None` is half of the host's memory.
     pub scratch_bytes: Option<u64>,
+    /// How many files and directories may be there; 0 is no bound. `None` is one for each 4 KiB of `scratch_bytes`, and at
+    /// least 1024: files without contents take memory too. See [`scratch_inode_bound`](Self::scratch_inode_bound).
+    pub scratch_inodes: Option<u64>,
     /// Bytes in `/dev/shm`, and again as many of System V shared memory. `None` is half of the host's memory.
     pub shm_bytes: Option<u64>,
 }
 
 impl Default for Limits {
     /// 512 MiB of memory and no swap, 1 processor, 128 processes and threads, 1024 open files for each, 64 MiB of scratch
-    /// space and of shared memory, no time limit.
+    /// space (with 16384 files) and of shared memory, no limit on time or on the size of one file.
     fn default() -> Self {
         Self {
             memory: Some(512 << 20),
@@ -402,11 +417,31 @@ impl Default for Limits {
             cpus: Some(1.0),
             pids: Some(128),
             nofile: Some(1024),
+            fsize: None,
             wall_time: None,
+            cpu_time: None,
             scratch_bytes: Some(64 << 20),
+            scratch_inodes: None,
             shm_bytes: Some(64 << 20),
         }
     }
+}
+
+impl Limits {
+    /// How many files and directories the scratch space holds; `None` is no bound.
+    pub fn scratch_inode_bound(&self) -> Option<u64> {
+        match self.scratch_inodes {
+            None => self.scratch_bytes.map(inodes_for),
+            Some(0) => None,
+            bound => bound,
+        }
+    }
+}
+
+/// How many files a file system in memory with room for `bytes` holds, unless somebody says otherwise: about one per 4
+/// KiB, as ext4 plans, and never fewer than 1024.
+pub(crate) fn inodes_for(bytes: u64) -> u64 {
+    (bytes / 4096).max(1024)
 }
 
 #[cfg(test)]
@@ -423,6 +458,26 @@ mod tests {
         }
         for &resource in RlimitResource::ALL {
             assert_eq!(resource.as_str().parse(), Ok(resource));
+        }
+    }
+
+    #[test]
+    fn files_are_bounded_with_the_bytes_unless_somebody_says_otherwise() {
+        let table = [
+            (Some(64 << 20), None, Some(16384)),
+            (Some(4096), None, Some(1024)),
+            (Some(4096), Some(5), Some(5)),
+            (Some(4096), Some(0), None),
+            (None, None, None),
+            (None, Some(5), Some(5)),
+        ];
+        for (scratch_bytes, scratch_inodes, expected) in table {
+            let limits = Limits {
+                scratch_bytes,
+                scratch_inodes,
+                ..Limits::default()
+            };
+            assert_eq!(limits.scratch_inode_bound(), expected, "{limits:?}");
         }
     }
 

@@ -27,7 +27,7 @@ use nix::sys::stat::{Mode, fstat, mkdirat};
 
 use crate::error::Failure;
 use crate::overlay::{self, KEEP, Upper, open_layer};
-use crate::request::{Mount, MountSource, Network, Request, Root};
+use crate::request::{Mount, MountSource, Network, Request, Root, inodes_for};
 use crate::sys;
 
 pub(crate) const STEP: &str = "assemble the root file system";
@@ -113,7 +113,10 @@ pub(crate) fn assemble(request: &Request) -> Result<Assembled, Failure> {
         Root::Layers(_) => Vec::new(),
     };
 
-    let base = cover(request.limits.scratch_bytes)?;
+    let base = cover(
+        request.limits.scratch_bytes,
+        request.limits.scratch_inode_bound(),
+    )?;
     let mut assembled = Assembled {
         root: base.join("root"),
         bundle: base.join("bundle"),
@@ -296,18 +299,18 @@ fn open_tree_at(path: &Path, recursive: bool) -> Result<OwnedFd, Failure> {
 }
 
 /// Mounts the scratch tmpfs over a directory that every host has, in this mount namespace.
-pub(crate) fn cover(scratch_bytes: Option<u64>) -> Result<PathBuf, Failure> {
+pub(crate) fn cover(bytes: Option<u64>, inodes: Option<u64>) -> Result<PathBuf, Failure> {
     let base = ["/tmp", "/var", "/run", "/mnt"]
         .into_iter()
         .map(PathBuf::from)
         .find(|path| path.is_dir())
         .ok_or_else(|| Failure::reason(STEP, "/tmp", "none of /tmp, /var, /run and /mnt exists"))?;
     let mut options = "mode=0755".to_owned();
-    if let Some(bytes) = scratch_bytes {
-        // Files without contents cost memory too: about one per 4 KiB, as ext4 plans, and never fewer than 1024.
-        let inodes = (bytes / 4096).max(1024);
-        options = format!("{options},size={bytes},nr_inodes={inodes}");
+    if let Some(bytes) = bytes {
+        options = format!("{options},size={bytes}");
     }
+    // To tmpfs, 0 is no bound; not to say anything is one, by the memory of the host.
+    options = format!("{options},nr_inodes={}", inodes.unwrap_or(0));
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(
         Some("scratch"),
@@ -476,10 +479,7 @@ fn mount_tmpfs(
         |error: io::Error| Failure::new("mount a tmpfs", destination.display().to_string(), error);
     let target = ensure(root, destination, true).map_err(failed)?;
     refuse_root(root, target.as_fd()).map_err(failed)?;
-    let options = format!(
-        "mode=1777,size={bytes},nr_inodes={}",
-        (bytes / 4096).max(1024)
-    );
+    let options = format!("mode=1777,size={bytes},nr_inodes={}", inodes_for(bytes));
     let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     if read_only {
         flags |= MsFlags::MS_RDONLY;

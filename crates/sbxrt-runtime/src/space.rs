@@ -3,7 +3,7 @@
 //! They are opened before the program starts, and asked when it has ended: by then it may have put other things in the
 //! places where they were, and a network file system that does not answer must not be asked at all.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, open};
@@ -39,12 +39,18 @@ impl Spaces {
         Self(opened.collect())
     }
 
+    /// The directories that they are mounted on.
+    pub(crate) fn directories(&self) -> impl Iterator<Item = (&Path, BorrowedFd<'_>)> {
+        let spaces = self.0.iter();
+        spaces.map(|(path, _, directory)| (path.as_path(), directory.as_fd()))
+    }
+
     /// Those that are full now.
     pub(crate) fn full(&self) -> Vec<Space> {
         let look = |(path, limit, directory): &(PathBuf, LimitName, OwnedFd)| {
             let found = fstatfs(directory).ok()?;
             let block = u64::try_from(found.block_size()).ok()?;
-            let space = Space {
+            let mut space = Space {
                 path: path.clone(),
                 limit: *limit,
                 bytes: found.blocks().saturating_mul(block),
@@ -52,6 +58,9 @@ impl Spaces {
                 inodes: found.files(),
                 inodes_free: found.files_free(),
             };
+            if space.limit == LimitName::Scratch && space.lacks_inodes() {
+                space.limit = LimitName::ScratchInodes;
+            }
             space.is_full().then_some(space)
         };
         self.0.iter().filter_map(look).collect()

@@ -20,7 +20,7 @@ use oci_spec::runtime::{
     Spec, SpecBuilder, UserBuilder,
 };
 
-use crate::request::{Network, Request};
+use crate::request::{Network, Request, inodes_for};
 
 /// Paths of `/proc` that tell about the host or reach into it, as Docker masks them.
 pub(crate) const MASKED: &[&str] = &[
@@ -185,9 +185,14 @@ fn sysctls(shm_bytes: Option<u64>) -> HashMap<String, String> {
 /// it tells of other users: processes, locks, network, System V objects and keys are those of the sandbox's namespaces.
 /// `hidepid` would hide the first process alone, which is not dumpable, and shut off by Landlock.
 fn mounts(shm_bytes: Option<u64>) -> Result<Vec<Mount>, OciSpecError> {
-    let shm = shm_bytes.map(|bytes| format!("size={bytes}"));
+    let shm = shm_bytes.map(|bytes| {
+        [
+            format!("size={bytes}"),
+            format!("nr_inodes={}", inodes_for(bytes)),
+        ]
+    });
     let mut shm_options = vec!["nosuid", "noexec", "nodev", "mode=1777"];
-    shm_options.extend(shm.as_deref());
+    shm_options.extend(shm.iter().flatten().map(String::as_str));
     let table: Vec<(&str, &str, Vec<&str>)> = vec![
         ("/proc", "proc", vec!["nosuid", "noexec", "nodev"]),
         // Symbolic links and device nodes must not land in the image, so /dev is always a file system of its own.

@@ -1,25 +1,52 @@
 //! Holds limits where the kernel does not: looks at the processes of a container and says what has to be done.
 //!
-//! It reads the container's own `/proc`, through the root of its first process, so it sees all of them and only
-//! them. Memory is the sum of resident pages, first by `statm` (a few µs per process), which counts shared pages in
-//! every process that maps them; only where that sum is above the limit does `smaps_rollup` (milliseconds) decide.
+//! # What counts as memory
+//!
+//! What a cgroup would charge, as far as anybody outside can see it: resident pages, swap and page tables of every
+//! process, the files in the container's own file systems in memory, System V segments. First comes a sum that is quick
+//! (about 10 µs per process) and never too low, since it counts shared pages with every process that has them; only where it
+//! is above the limit does `smaps_rollup` (milliseconds) decide.
+//!
+//! What nobody can see from outside stays uncounted, and has these bounds:
+//!
+//! - buffers of sockets and pipes: at most 416 KiB for each socket (twice `net.core.wmem_max`, as the kernel has it from
+//!   birth) and 64 KiB for each pipe, for as many as [`Limits::nofile`](crate::Limits::nofile) and `pids` allow; pipes of one
+//!   user take 8 KiB each beyond 64 MiB in all (`fs.pipe-user-pages-soft`);
+//! - the kernel's own records of mappings, about 250 bytes for each of 65,530 per process (`vm.max_map_count`);
+//! - shared anonymous pages that every process has unmapped again, all but one of their mapping. They have no bound but the
+//!   machine's memory: a cgroup is what holds them.
+//!
+//! # How far a limit may be exceeded
+//!
+//! The next look comes before a program that takes 2 GiB per second and processor, or 10,000 processes, could be at the limit,
+//! but not before [`ALERT`], and not before four times as long as this look has taken, times the containers that are
+//! watched: all looks together cost at most a fifth of a processor. So a program exceeds a limit by at most what it can
+//! take in [`ALERT`], the time of a look, and the time that the host lets sbxrt wait for a processor.
 
-use std::fs;
-use std::io::Read;
+mod census;
+mod clock;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nix::dir::Dir;
-use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::Mode;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::statfs::fstatfs;
+use nix::sys::time::TimeValLike;
 
+use self::census::{Census, Holding};
+use self::clock::CpuClock;
 use crate::request::LimitName;
 
-/// How often a container is looked at while nothing is near a limit.
-const CALM: Duration = Duration::from_millis(20);
-/// How often it is looked at above half of a limit. At most what a program can touch in this time (4-7 MiB per 10 ms
-/// on a small virtual machine) comes on top of the memory limit.
-const ALERT: Duration = Duration::from_millis(4);
+/// How long nobody looks at most: peaks are only as true as looks are frequent.
+const CALM: Duration = Duration::from_millis(50);
+/// How long nobody looks at least.
+const ALERT: Duration = Duration::from_millis(2);
+/// Bytes that a program is taken to be able to touch per second and processor.
+const GROWTH: f64 = 2.0 * 1024.0 * 1024.0 * 1024.0;
+/// Processes that it is taken to be able to start.
+const FORKS: f64 = 10_000.0;
+/// Of the time of one processor, looks take one part in so many.
+const COST: u32 = 5;
 /// The period over which CPU time is rationed.
 const CPU_PERIOD: Duration = Duration::from_millis(100);
 
@@ -31,37 +58,64 @@ pub(crate) struct Watched {
     /// A limit on processes that the kernel holds without counting how often: its exhaustion is only noticed.
     pub(crate) pids_noticed: Option<u32>,
     pub(crate) cpus: Option<f64>,
+    pub(crate) cpu_time: Option<Duration>,
 }
 
 impl Watched {
     pub(crate) fn is_empty(self) -> bool {
-        self.memory.is_none()
-            && self.pids.is_none()
-            && self.pids_noticed.is_none()
-            && self.cpus.is_none()
+        !self.counts_processes() && !self.counts_time()
+    }
+
+    fn counts_processes(self) -> bool {
+        self.memory.is_some() || self.pids.is_some() || self.pids_noticed.is_some()
+    }
+
+    fn counts_time(self) -> bool {
+        self.cpus.is_some() || self.cpu_time.is_some()
+    }
+}
+
+/// Memory of a container that belongs to none of its processes. Who has these descriptors keeps that memory.
+#[derive(Debug, Default)]
+pub(crate) struct Objects {
+    /// `/proc/sysvipc/shm` as the container's first process has opened it: it lists the container's segments.
+    pub(crate) segments: Option<OwnedFd>,
+    /// Directories of the file systems in memory.
+    pub(crate) file_systems: Vec<OwnedFd>,
+}
+
+impl Objects {
+    fn bytes(&self) -> u64 {
+        let used = |directory: &OwnedFd| {
+            let found = fstatfs(directory).ok()?;
+            let block = u64::try_from(found.block_size()).ok()?;
+            Some(found.blocks().saturating_sub(found.blocks_free()) * block)
+        };
+        let files: u64 = self.file_systems.iter().filter_map(used).sum();
+        files + self.segments.as_ref().map_or(0, Census::segments)
     }
 }
 
 /// Watches one container.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
-    proc: OwnedFd,
+    census: Census,
     watched: Watched,
-    page: u64,
     ticks_per_second: u64,
+    /// How many processors the program may use.
+    processors: f64,
     /// When to look next.
     pub(crate) next: Instant,
-    /// As in [`Seen`].
-    memory_peak: u64,
-    pids_peak: u64,
-    cpu_time: (Duration, Duration),
+    clock: CpuClock,
+    seen: Seen,
     ration: Ration,
-    /// When the exact sum may be taken again: it costs what the program makes it cost, and others are waiting.
-    next_exact: Instant,
+    /// The processor time after which the exact sum may be taken again: it costs what the program makes it cost, and others
+    /// are waiting.
+    exact_again: Instant,
 }
 
 /// What a watchdog has seen of a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
     /// The most memory, in bytes.
     pub(crate) memory_peak: u64,
@@ -81,59 +135,70 @@ struct Ration {
     stopped: bool,
 }
 
-/// One look at the processes.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Look {
-    resident: u64,
-    threads: u64,
-    user_ticks: u64,
-    system_ticks: u64,
+/// What a look has found of memory, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Memory {
+    /// Of processes alone: private pages and those of files on disk, page tables, swap.
+    own: u64,
+    /// Of processes, with what may be shared or of `objects`.
+    shared: u64,
+    /// Of file systems in memory and System V segments.
+    objects: u64,
+}
+
+impl Memory {
+    fn new(holdings: &[Holding], objects: u64) -> Self {
+        let own = |it: &Holding| it.private + it.tables + it.swap;
+        Self {
+            own: holdings.iter().map(own).sum(),
+            shared: holdings.iter().map(|it| it.shared).sum(),
+            objects,
+        }
+    }
+
+    /// There is not more.
+    fn at_most(&self) -> u64 {
+        self.own + self.shared + self.objects
+    }
+
+    /// There is not less, where nothing is counted with several processes.
+    fn at_least(&self) -> u64 {
+        self.own + self.shared.max(self.objects)
+    }
 }
 
 impl Watchdog {
-    /// Watches the container whose first process is `init`, in the caller's own pid namespace.
-    pub(crate) fn new(init: i32, watched: Watched) -> std::io::Result<Self> {
-        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let proc = open(
-            format!("/proc/{init}/root/proc").as_str(),
-            flags,
-            Mode::empty(),
-        )?;
+    /// Watches the container whose first process is `init`, in the caller's own pid namespace. Its program may use so many
+    /// `processors`.
+    pub(crate) fn new(init: i32, watched: Watched, processors: f64) -> std::io::Result<Self> {
         let now = Instant::now();
-        let number = |variable| {
-            nix::unistd::sysconf(variable)
-                .ok()
-                .flatten()
-                .and_then(|value| u64::try_from(value).ok())
-        };
+        let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK);
+        let ticks = ticks.ok().flatten().and_then(|ticks| ticks.try_into().ok());
         Ok(Self {
-            proc,
+            census: Census::new(init)?,
             watched,
-            page: number(nix::unistd::SysconfVar::PAGE_SIZE).unwrap_or(4096),
-            ticks_per_second: number(nix::unistd::SysconfVar::CLK_TCK).unwrap_or(100),
+            ticks_per_second: ticks.unwrap_or(100),
+            processors,
             next: now + ALERT,
-            memory_peak: 0,
-            pids_peak: 0,
-            cpu_time: (Duration::ZERO, Duration::ZERO),
-            next_exact: now,
+            clock: CpuClock::default(),
+            seen: Seen::default(),
             ration: Ration {
                 began: now,
                 used_at_beginning: Duration::ZERO,
                 stopped: false,
             },
+            exact_again: now,
         })
     }
 
     /// What it has seen so far.
     pub(crate) fn seen(&self) -> Seen {
         Seen {
-            memory_peak: self.memory_peak,
-            pids_peak: self.pids_peak,
-            cpu_time: self.cpu_time,
             pids_exhausted: self
                 .watched
                 .pids_noticed
-                .is_some_and(|limit| self.pids_peak >= limit.into()),
+                .is_some_and(|limit| self.seen.pids_peak >= limit.into()),
+            ..self.seen
         }
     }
 
@@ -142,64 +207,150 @@ impl Watchdog {
         self.next += Duration::from_secs(3600);
     }
 
-    /// Looks at the container. `Some` names the limit that it has crossed for good.
-    pub(crate) fn look(&mut self) -> Option<LimitName> {
-        let now = Instant::now();
-        let (pids, look) = self.measure();
-        if let Some(limit) = self.watched.memory
-            && look.resident > limit
-            && now >= self.next_exact
-            && self.proportional(&pids) > limit
-        {
-            return Some(LimitName::Memory);
+    /// Looks at the container, one of `crowd` that are watched. `Some` names the limit that it has crossed for good.
+    pub(crate) fn look(&mut self, objects: &Objects, crowd: u32) -> Option<LimitName> {
+        let began = processor_time();
+        let pids = self.census.processes();
+        let mut pause = CALM;
+        if self.watched.counts_processes() {
+            match self.count(&pids, objects) {
+                Ok(calm) => pause = pause.min(calm),
+                Err(crossed) => return Some(crossed),
+            }
         }
-        if let Some(limit) = self.watched.pids
-            && look.threads > u64::from(limit)
-        {
-            return Some(LimitName::Pids);
+        if self.watched.counts_time() {
+            match self.time(&pids) {
+                Ok(calm) => pause = pause.min(calm),
+                Err(crossed) => return Some(crossed),
+            }
         }
-        let near = |used: u64, limit: Option<u64>| limit.is_some_and(|limit| used > limit / 2);
-        let mut pause = if near(look.resident, self.watched.memory)
-            || near(
-                look.threads,
-                self.watched
-                    .pids
-                    .or(self.watched.pids_noticed)
-                    .map(u64::from),
-            ) {
-            ALERT
-        } else {
-            CALM
-        };
-        if self.watched.cpus.is_some() {
-            pause = pause.min(ALERT);
-            self.ration_cpu(now, &pids);
-        }
-        self.next = now + pause;
+        let cost = processor_time().saturating_sub(began);
+        self.next = Instant::now() + pause.max(cost * (COST - 1) * crowd);
         None
     }
 
     /// Takes account of what the processes use at this moment.
-    pub(crate) fn account(&mut self) {
-        self.measure();
+    pub(crate) fn account(&mut self, objects: &Objects) {
+        let pids = self.census.processes();
+        self.read_clock(&pids);
+        if self.watched.counts_processes() {
+            let memory = self.read_memory(&pids, objects).1;
+            self.seen.memory_peak = self.seen.memory_peak.max(memory.at_least());
+        }
     }
 
-    fn measure(&mut self) -> (Vec<i32>, Look) {
-        let pids = self.processes();
-        let look = self.sum(&pids);
-        self.memory_peak = self.memory_peak.max(look.resident);
-        self.pids_peak = self.pids_peak.max(look.threads);
+    /// Counts memory and processes. Says how long that may be left alone, or which limit has been crossed.
+    fn count(&mut self, pids: &[i32], objects: &Objects) -> Result<Duration, LimitName> {
+        let (holdings, memory) = self.read_memory(pids, objects);
+        let threads = holdings.iter().map(|it| it.threads).sum::<u64>();
+        if let Some(limit) = self.watched.memory
+            && memory.at_most() > limit
+        {
+            if Instant::now() >= self.exact_again {
+                let exact = self.exactly(&holdings, memory, limit);
+                self.seen.memory_peak = self.seen.memory_peak.max(exact);
+                if exact > limit {
+                    return Err(LimitName::Memory);
+                }
+            }
+        } else {
+            self.seen.memory_peak = self.seen.memory_peak.max(memory.at_least());
+        }
+        if let Some(limit) = self.watched.pids
+            && threads > u64::from(limit)
+        {
+            return Err(LimitName::Pids);
+        }
+        let pids_limit = self.watched.pids.or(self.watched.pids_noticed);
+        let memory_pause = self.watched.memory.map(|limit| {
+            let headroom = limit.saturating_sub(memory.at_most());
+            self.until(headroom, GROWTH)
+        });
+        let pids_pause = pids_limit.map(|limit| {
+            let headroom = u64::from(limit).saturating_sub(threads);
+            self.until(headroom, FORKS)
+        });
+        let pauses = [memory_pause, pids_pause].into_iter().flatten();
+        Ok(pauses.min().unwrap_or(CALM))
+    }
+
+    /// How long it takes at least to get through `headroom` at `rate` per second and processor.
+    fn until(&self, headroom: u64, rate: f64) -> Duration {
+        #[expect(clippy::cast_precision_loss, reason = "it is an estimate")]
+        let seconds = headroom as f64 / (rate * self.processors);
+        Duration::from_secs_f64(seconds.min(CALM.as_secs_f64())).max(ALERT)
+    }
+
+    fn read_memory(&mut self, pids: &[i32], objects: &Objects) -> (Vec<Holding>, Memory) {
+        let holdings = self.census.holdings(pids);
+        let threads = holdings.iter().map(|it| it.threads).sum();
+        self.seen.pids_peak = self.seen.pids_peak.max(threads);
+        let memory = Memory::new(&holdings, objects.bytes());
+        (holdings, memory)
+    }
+
+    /// The memory with shared pages counted once, as exactly as it takes to know whether it is above `limit`.
+    fn exactly(&mut self, holdings: &[Holding], memory: Memory, limit: u64) -> u64 {
+        let began = processor_time();
+        let proportions: Vec<_> = holdings
+            .iter()
+            .map(|holding| (holding.pid, self.census.proportion(holding)))
+            .collect();
+        let tables: u64 = holdings.iter().map(|it| it.tables).sum();
+        let own = proportions.iter().map(|(_, it)| it.private + it.swap);
+        let mut memory = Memory {
+            own: tables + own.sum::<u64>(),
+            shared: proportions.iter().map(|(_, it)| it.shared).sum(),
+            objects: memory.objects,
+        };
+        if memory.at_least() <= limit && memory.at_most() > limit {
+            // What is shared is either in files and segments, which are counted already, or anonymous.
+            let sharing = proportions.iter().filter(|(_, it)| it.shared > 0);
+            memory.shared = sharing
+                .map(|&(pid, it)| self.census.shared_anonymous(pid, it.shared))
+                .sum();
+            memory.own += memory.shared;
+            memory.shared = 0;
+        }
+        let cost = processor_time().saturating_sub(began);
+        self.exact_again = Instant::now() + cost * (2 * COST);
+        memory.at_least()
+    }
+
+    /// Reads the clock and rations. Says how long the time may be left alone, or that it has run out.
+    fn time(&mut self, pids: &[i32]) -> Result<Duration, LimitName> {
+        let mut used = self.read_clock(pids);
+        let mut pause = CALM;
+        if let Some(limit) = self.watched.cpu_time {
+            if used >= limit {
+                // A process that has just ended may be in this sum twice; it is in no second one.
+                used = self.read_clock(&self.census.processes());
+            }
+            if used >= limit {
+                return Err(LimitName::CpuTime);
+            }
+            pause = limit
+                .saturating_sub(used)
+                .div_f64(self.processors)
+                .clamp(ALERT, CALM);
+        }
+        if let Some(cpus) = self.watched.cpus {
+            pause = pause.min(2 * ALERT);
+            self.ration_cpu(used, cpus, pids);
+        }
+        Ok(pause)
+    }
+
+    fn read_clock(&mut self, pids: &[i32]) -> Duration {
+        let (user, system) = self.clock.read(&self.census.times(pids));
         let time = |ticks: u64| Duration::from_millis(ticks * 1000 / self.ticks_per_second);
-        self.cpu_time = (time(look.user_ticks), time(look.system_ticks));
-        (pids, look)
+        self.seen.cpu_time = (time(user), time(system));
+        time(user + system)
     }
 
     /// Stops every process once the period's CPU time is used up and lets them go on in the next one.
-    fn ration_cpu(&mut self, now: Instant, pids: &[i32]) {
-        let Some(cpus) = self.watched.cpus else {
-            return;
-        };
-        let used = self.cpu_time.0 + self.cpu_time.1;
+    fn ration_cpu(&mut self, used: Duration, cpus: f64, pids: &[i32]) {
+        let now = Instant::now();
         let elapsed = now.duration_since(self.ration.began);
         let spent = used.saturating_sub(self.ration.used_at_beginning);
         // The kernel counts in ticks of 10 ms, coarser than a share of one period: what was used too much is paid
@@ -228,173 +379,22 @@ impl Watchdog {
         }
     }
 
-    /// Signals processes by descriptors of their `/proc` directories, which a reused pid cannot mislead.
     fn signal(&self, pids: &[i32], signal: i32) {
-        for pid in pids.iter().filter(|&&pid| pid != 1) {
-            let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            if let Ok(process) = openat(&self.proc, pid.to_string().as_str(), flags, Mode::empty())
-            {
-                // It may have ended since.
-                drop(crate::sys::pidfd_send_signal(process.as_fd(), signal));
-            }
+        for process in pids.iter().filter_map(|&pid| self.census.directory(pid)) {
+            // It may have ended since.
+            drop(crate::sys::pidfd_send_signal(process.as_fd(), signal));
         }
     }
-
-    fn processes(&self) -> Vec<i32> {
-        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let Ok(mut directory) = Dir::openat(&self.proc, ".", flags, Mode::empty()) else {
-            return Vec::new();
-        };
-        directory
-            .iter()
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str().ok()?.parse().ok())
-            .collect()
-    }
-
-    /// The first process is sbxrt's own and not counted.
-    fn sum(&self, pids: &[i32]) -> Look {
-        let mut look = Look::default();
-        let stats = self.stats(pids);
-        for (_, process) in &stats {
-            look.threads += process.threads;
-            look.user_ticks += process.user_ticks + process.reaped_user_ticks;
-            look.system_ticks += process.system_ticks + process.reaped_system_ticks;
-            if !waits_for_vfork(process, &stats) {
-                look.resident += process.resident_pages * self.page;
-            }
-        }
-        // Children that were waited for are in their parent's account, up to the first process.
-        if let Some(first) = self.read(1, "stat").as_deref().and_then(parse_stat) {
-            look.user_ticks += first.reaped_user_ticks;
-            look.system_ticks += first.reaped_system_ticks;
-        }
-        look
-    }
-
-    /// The memory of all processes with shared pages counted once. What cannot be looked at so closely, a program that
-    /// only others may read, counts in full.
-    fn proportional(&mut self, pids: &[i32]) -> u64 {
-        let began = Instant::now();
-        let stats = self.stats(pids);
-        let sum = stats
-            .iter()
-            .filter(|(_, stat)| !waits_for_vfork(stat, &stats))
-            .map(|(pid, stat)| {
-                let rollup = self.read(*pid, "smaps_rollup");
-                rollup
-                    .as_deref()
-                    .and_then(parse_pss)
-                    .unwrap_or(stat.resident_pages * self.page)
-            })
-            .sum();
-        self.next_exact = Instant::now() + 10 * began.elapsed();
-        sum
-    }
-
-    /// The accounts of all processes but the first, which is sbxrt's own.
-    fn stats(&self, pids: &[i32]) -> Vec<(i32, ProcessStat)> {
-        let stat = |pid: i32| {
-            let stat = self.read(pid, "stat").as_deref().and_then(parse_stat)?;
-            if stat.state == 'Z' && stat.threads > 1 {
-                // Its first thread has ended, and with it what /proc/PID tells of memory; the others go on.
-                let tasks = Dir::openat(
-                    &self.proc,
-                    format!("{pid}/task").as_str(),
-                    OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-                    Mode::empty(),
-                );
-                let living = tasks.ok()?.iter().flatten().find_map(|task| {
-                    let task = task.file_name().to_str().ok()?.parse::<i32>().ok()?;
-                    let task = self.read(pid, &format!("task/{task}/stat"));
-                    task.as_deref()
-                        .and_then(parse_stat)
-                        .filter(|task| task.state != 'Z')
-                });
-                if let Some(living) = living {
-                    return Some((
-                        pid,
-                        ProcessStat {
-                            resident_pages: living.resident_pages,
-                            ..stat
-                        },
-                    ));
-                }
-            }
-            Some((pid, stat))
-        };
-        pids.iter()
-            .filter(|&&pid| pid != 1)
-            .filter_map(|&pid| stat(pid))
-            .collect()
-    }
-
-    fn read(&self, pid: i32, file: &str) -> Option<String> {
-        let path = format!("{pid}/{file}");
-        let file = openat(
-            &self.proc,
-            path.as_str(),
-            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )
-        .ok()?;
-        let mut text = Vec::with_capacity(1024);
-        fs::File::from(file).read_to_end(&mut text).ok()?;
-        // A process may name itself in any bytes.
-        Some(String::from_utf8_lossy(&text).into_owned())
-    }
 }
 
-/// Whether this process sleeps until its child executes or ends, and the two are one memory: what a shell or
-/// Python's subprocess does many times a second must not count twice.
-fn waits_for_vfork(process: &ProcessStat, all: &[(i32, ProcessStat)]) -> bool {
-    process.state == 'D'
-        && all.iter().any(|(_, child)| {
-            child.parent == process.pid
-                && (child.size, child.resident_pages) == (process.size, process.resident_pages)
-        })
-}
-
-/// What `/proc/PID/stat` says of a process.
-#[derive(Debug, PartialEq, Eq)]
-struct ProcessStat {
-    pid: i32,
-    state: char,
-    parent: i32,
-    /// Bytes of address space.
-    size: u64,
-    user_ticks: u64,
-    system_ticks: u64,
-    /// Those of children that it has waited for.
-    reaped_user_ticks: u64,
-    reaped_system_ticks: u64,
-    threads: u64,
-    resident_pages: u64,
-}
-
-fn parse_stat(stat: &str) -> Option<ProcessStat> {
-    // The name may contain anything, also spaces and parentheses.
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
-    // The first is the state, field 3 of proc_pid_stat(5).
-    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-    Some(ProcessStat {
-        pid: stat.split(' ').next()?.parse().ok()?,
-        state: fields.first()?.chars().next()?,
-        parent: fields.get(1)?.parse().ok()?,
-        size: number(23)?,
-        user_ticks: number(14)?,
-        system_ticks: number(15)?,
-        reaped_user_ticks: number(16)?,
-        reaped_system_ticks: number(17)?,
-        threads: number(20)?,
-        resident_pages: number(24)?,
-    })
-}
-
-/// Bytes of `Pss:` in `/proc/PID/smaps_rollup`.
-fn parse_pss(rollup: &str) -> Option<u64> {
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
+/// The processor time that this thread has used. What a look costs is not how long others made it wait.
+fn processor_time() -> Duration {
+    let Ok(usage) = getrusage(UsageWho::RUSAGE_THREAD) else {
+        return Duration::ZERO;
+    };
+    let [user, system] = [usage.user_time(), usage.system_time()]
+        .map(|time| Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap_or(0)));
+    user + system
 }
 
 #[cfg(test)]
@@ -402,31 +402,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_cannot_forge_its_account_by_its_name() {
-        let stat =
-            "7 (a) R 1 2 (b)) S 1 7 7 0 -1 4194304 90 0 0 0 3 4 5 6 20 0 9 0 100 1000000 250 1 2 3";
-        let expected = ProcessStat {
-            pid: 7,
-            state: 'S',
-            parent: 1,
-            size: 1_000_000,
-            user_ticks: 3,
-            system_ticks: 4,
-            reaped_user_ticks: 5,
-            reaped_system_ticks: 6,
-            threads: 9,
-            resident_pages: 250,
+    fn memory_is_between_what_is_counted_once_and_twice() {
+        let memory = Memory {
+            own: 10,
+            shared: 3,
+            objects: 5,
         };
-        assert_eq!(parse_stat(stat), Some(expected));
-        assert_eq!(parse_stat("7 (a"), None);
-    }
-
-    #[test]
-    fn proportional_memory_is_in_bytes() {
-        assert_eq!(
-            parse_pss("Rss: 10 kB\nPss:      4 kB\nPss_Dirty: 1 kB\n"),
-            Some(4096)
-        );
-        assert_eq!(parse_pss(""), None);
+        assert_eq!((memory.at_least(), memory.at_most()), (15, 18));
     }
 }

@@ -215,6 +215,15 @@ impl SandboxBuilder {
         if limits.scratch_bytes.is_some_and(|bytes| bytes < 64 << 10) {
             return Err(Error::invalid("scratch size", "must be at least 64 KiB"));
         }
+        if matches!(limits.scratch_inodes, Some(1..64)) {
+            return Err(Error::invalid("limit on files", "must be at least 64"));
+        }
+        if limits.cpu_time.is_some_and(|time| time.is_zero()) {
+            return Err(Error::invalid(
+                "limit on CPU time",
+                "must be more than zero",
+            ));
+        }
         if limits.wall_time.is_some_and(|time| time.is_zero()) {
             return Err(Error::invalid("time limit", "must be more than zero"));
         }

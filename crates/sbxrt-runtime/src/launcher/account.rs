@@ -42,6 +42,7 @@ pub(super) struct Exit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     WallTime,
+    CpuTime,
     Memory,
     Pids,
     Output,
@@ -52,6 +53,7 @@ impl Verdict {
     fn limit(self) -> Option<LimitName> {
         match self {
             Self::WallTime => Some(LimitName::WallTime),
+            Self::CpuTime => Some(LimitName::CpuTime),
             Self::Memory => Some(LimitName::Memory),
             Self::Pids => Some(LimitName::Pids),
             Self::Output => Some(LimitName::Output),
@@ -61,7 +63,7 @@ impl Verdict {
 
     fn termination(self) -> Termination {
         match self {
-            Self::WallTime => Termination::Timeout,
+            Self::WallTime | Self::CpuTime => Termination::Timeout,
             Self::Memory => Termination::Oom,
             Self::Pids => Termination::Pids,
             Self::Output => Termination::Output,
@@ -213,12 +215,14 @@ impl Facts<'_> {
     }
 
     fn was_out_of_pids(&self) -> bool {
-        // Where the kernel holds the limit without counting refusals, a full container is the sign of them.
-        let full_at_exit = self.mechanism(LimitName::Pids) == Some(Mechanism::Rlimit)
-            && self
-                .exit
-                .as_ref()
-                .is_some_and(|exit| exit.processes >= self.pids_limit());
+        let processes = self.exit.as_ref().map_or(0, |exit| exit.processes);
+        let full_at_exit = match self.mechanism(LimitName::Pids) {
+            // Where the kernel holds the limit without counting refusals, a full container is the sign of them.
+            Some(Mechanism::Rlimit) => processes >= self.pids_limit(),
+            // The program ended before anybody looked.
+            Some(Mechanism::Watchdog) => processes > self.pids_limit(),
+            _ => false,
+        };
         self.counters
             .pids_refused
             .is_some_and(|refused| refused > 0)
@@ -284,7 +288,7 @@ impl Facts<'_> {
 
 #[cfg(test)]
 mod tests {
-    use LimitName::{Memory, Output, Pids, Scratch, Shm, WallTime};
+    use LimitName::{CpuTime, Memory, Output, Pids, Scratch, Shm, WallTime};
 
     use super::*;
 
@@ -407,6 +411,7 @@ mod tests {
             (Pids, pids),
             (Scratch, Mechanism::Tmpfs),
             (WallTime, Mechanism::Timer),
+            (CpuTime, Mechanism::Watchdog),
             (Output, Mechanism::Relay),
         ]
         .into();
@@ -542,6 +547,14 @@ mod tests {
                 Termination::Timeout,
                 Some(WallTime),
                 &[WallTime],
+                sbxrt,
+            ),
+            (
+                "out of CPU time",
+                |it| it.verdict = Some(Verdict::CpuTime),
+                Termination::Timeout,
+                Some(CpuTime),
+                &[CpuTime],
                 sbxrt,
             ),
             (
@@ -756,6 +769,44 @@ mod tests {
             ),
         ];
         assert_rows(Mechanism::Watchdog, Mechanism::Rlimit, rows);
+    }
+
+    #[test]
+    fn a_crowd_that_nobody_has_looked_at_shows_at_the_end() {
+        fn over(it: &mut Facts<'_>, code: i32) {
+            let exit = crowded(status(code));
+            it.exit = exit.map(|exit| Exit {
+                processes: 129,
+                ..exit
+            });
+        }
+        let rows: &[Row<'_>] = &[
+            (
+                "above the limit, and content",
+                |it| over(it, 0),
+                exited(0),
+                None,
+                PIDS,
+                None,
+            ),
+            (
+                "above the limit, and failed",
+                |it| over(it, 2),
+                Termination::Pids,
+                Some(Pids),
+                PIDS,
+                None,
+            ),
+            (
+                "ended as the watchdog saw it",
+                |it| (it.exit, it.verdict) = (exit(status(0)), Some(Verdict::Pids)),
+                exited(0),
+                None,
+                PIDS,
+                None,
+            ),
+        ];
+        assert_rows(Mechanism::Watchdog, Mechanism::Watchdog, rows);
     }
 
     #[test]

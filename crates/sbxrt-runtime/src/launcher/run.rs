@@ -21,7 +21,7 @@ use crate::overlay::UpperWork;
 use crate::report::{Isolation, Timings};
 use crate::request::{LimitName, Mechanism, Request};
 use crate::sys;
-use crate::watchdog::{Watchdog, Watched};
+use crate::watchdog::{Objects, Watchdog, Watched};
 
 /// How long a builder may take: a root file system on a hanging network mount must not hold the caller for ever.
 const BUILD_DEADLINE: Duration = Duration::from_secs(60);
@@ -59,9 +59,13 @@ impl Child {
 
 /// Watches the container whose first process is `pid`, or nothing where the program is over before the watchdog has
 /// come to it: a process that is ending cannot be looked at any more a moment before it has ended.
-fn watch_living(pid: libc::pid_t, watched: Watched) -> io::Result<Option<Watchdog>> {
+fn watch_living(
+    pid: libc::pid_t,
+    watched: Watched,
+    processors: f64,
+) -> io::Result<Option<Watchdog>> {
     const TRIES: usize = 50;
-    let mut result = Watchdog::new(pid, watched).map(Some);
+    let mut result = Watchdog::new(pid, watched, processors).map(Some);
     for _ in 0..TRIES {
         if result.is_ok() {
             break;
@@ -71,7 +75,7 @@ fn watch_living(pid: libc::pid_t, watched: Watched) -> io::Result<Option<Watchdo
         }
         let pause = TimeSpec::from_duration(Duration::from_millis(1));
         let _ = ppoll(&mut [], Some(pause), None);
-        result = Watchdog::new(pid, watched).map(Some);
+        result = Watchdog::new(pid, watched, processors).map(Some);
     }
     result
 }
@@ -113,6 +117,8 @@ pub(super) struct Run {
     leaf: Option<Leaf>,
     upper_work: Option<UpperWork>,
     watchdog: Option<Watchdog>,
+    /// What that must see of the inside, once the first process has said it.
+    pub(super) objects: Objects,
     deadline: Option<Instant>,
     /// When to look at the cgroup's counters.
     look: Option<Instant>,
@@ -248,6 +254,7 @@ impl Run {
                 .as_deref()
                 .map(|upper| UpperWork::new(upper, &request.id)),
             watchdog: None,
+            objects: Objects::default(),
             deadline: Some(began + BUILD_DEADLINE),
             look: None,
             ending: None,
@@ -323,7 +330,7 @@ impl Run {
     }
 
     /// Does what is due.
-    pub(super) fn tick(&mut self, now: Instant) {
+    pub(super) fn tick(&mut self, now: Instant, crowd: u32) {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             if self.collection.collector().is_some() {
                 self.collection.refuse("it took too long");
@@ -352,6 +359,16 @@ impl Run {
         }
         if self.look.is_some_and(|look| look <= now) {
             self.look = Some(now + COUNTERS_PAUSE);
+            if let (Some(limit), Some(leaf)) = (self.request.limits.cpu_time, &self.leaf)
+                && let Some(used) = leaf.counters().cpu_time()
+            {
+                if used >= limit {
+                    self.end(Verdict::CpuTime);
+                } else {
+                    let soonest = limit.saturating_sub(used).div_f64(self.processors());
+                    self.look = Some(now + soonest.clamp(COUNTERS_PAUSE / 10, COUNTERS_PAUSE));
+                }
+            }
             if self
                 .leaf
                 .as_ref()
@@ -366,9 +383,10 @@ impl Run {
             .as_mut()
             .filter(|watchdog| watchdog.next <= now)
         {
-            match watchdog.look() {
+            match watchdog.look(&self.objects, crowd) {
                 Some(LimitName::Memory) => self.end(Verdict::Memory),
                 Some(LimitName::Pids) => self.end(Verdict::Pids),
+                Some(LimitName::CpuTime) => self.end(Verdict::CpuTime),
                 _ => {}
             }
         }
@@ -392,10 +410,10 @@ impl Run {
         }
         if let (None, Some(init)) = (&self.watchdog, &self.init) {
             // A container that cannot be looked at is over, and has reported.
-            self.watchdog = Watchdog::new(init.pid, Watched::default()).ok();
+            self.watchdog = Watchdog::new(init.pid, Watched::default(), 1.0).ok();
         }
         if let Some(watchdog) = &mut self.watchdog {
-            watchdog.account();
+            watchdog.account(&self.objects);
         }
     }
 
@@ -535,14 +553,36 @@ impl Run {
             cpus: limits
                 .cpus
                 .filter(|_| watched_by(LimitName::Cpus, Mechanism::Watchdog)),
+            // A cgroup counts the children that nobody waits for, too.
+            cpu_time: limits.cpu_time.filter(|_| {
+                let counters = self.leaf.as_ref().map(Leaf::counters);
+                counters.is_none_or(|counters| counters.cpu_time().is_none())
+            }),
         };
         if !watched.is_empty() {
-            self.watchdog = watch_living(pid, watched).map_err(|error| {
+            self.watchdog = watch_living(pid, watched, self.processors()).map_err(|error| {
                 let proc = format!("/proc/{pid}/root/proc");
                 Failure::new("watch the container", proc, error)
             })?;
         }
         Ok(())
+    }
+
+    /// How many processors the program may use.
+    fn processors(&self) -> f64 {
+        let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        #[expect(clippy::cast_precision_loss, reason = "nobody has 2^53 processors")]
+        let available = available as f64;
+        match self.mechanisms.get(&LimitName::Cpus) {
+            // The watchdog lets them all run until it is too much.
+            None | Some(Mechanism::Watchdog | Mechanism::None) => available,
+            Some(_) => available.min(self.request.limits.cpus.unwrap_or(available)),
+        }
+    }
+
+    /// Whether a watchdog looks at it.
+    pub(super) fn is_watched(&self) -> bool {
+        self.watchdog.is_some() && self.ending.is_none()
     }
 
     /// `false` means that there is nothing more to hear.
@@ -551,6 +591,13 @@ impl Run {
             return false;
         };
         match channel::receive::<InitEvent>(events.as_fd()) {
+            Ok(Some((InitEvent::Objects { segments }, descriptors))) => {
+                let mut descriptors = descriptors.into_iter();
+                self.objects = Objects {
+                    segments: if segments { descriptors.next() } else { None },
+                    file_systems: descriptors.collect(),
+                };
+            }
             Ok(Some((
                 InitEvent::Started {
                     start_micros,

@@ -130,7 +130,7 @@ pub(super) fn mount_api(settings: &Settings) -> Check {
             let directory = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             let root = open("/", directory, Mode::empty())
                 .map_err(|error| failed("open(\"/\")", error))?;
-            let base = rootfs::cover(Some(SCRATCH_BYTES))?;
+            let base = rootfs::cover(Some(SCRATCH_BYTES), None)?;
             let tree = sys::clone_tree(root.as_fd(), c"usr", true).map_err(|error| {
                 failed("open_tree(\"/usr\", OPEN_TREE_CLONE|AT_RECURSIVE)", error)
             })?;
@@ -192,7 +192,7 @@ pub(super) fn mount_api(settings: &Settings) -> Check {
 pub(super) fn overlay(settings: &Settings) -> Check {
     const NAME: &str = "overlay";
     let outcome = attempt(Place::UserNamespace(libc::CLONE_NEWNS), || {
-        let base = rootfs::cover(Some(SCRATCH_BYTES))?;
+        let base = rootfs::cover(Some(SCRATCH_BYTES), None)?;
         let lower = base.join("lower");
         make_lower(&lower)?;
         let root = mount_layers(&base, &[open_layer(&lower)?])?;
@@ -290,7 +290,7 @@ pub(super) fn overlay_of_layers(
     attempt(Place::UserNamespace(libc::CLONE_NEWNS), || {
         // Opened before the tmpfs covers a directory: the store may be in that.
         let layers = [open_layer(bottom)?, open_layer(top)?];
-        let root = mount_layers(&rootfs::cover(Some(SCRATCH_BYTES))?, &layers)?;
+        let root = mount_layers(&rootfs::cover(Some(SCRATCH_BYTES), None)?, &layers)?;
         fs::read_to_string(root.join("kept"))
             .map_err(|error| failed("read a file of a layer", error))?;
         fs::write(root.join("kept"), "upper")
@@ -357,7 +357,7 @@ pub(super) fn fuse(user_namespaces: bool) -> Check {
     let outcome = if user_namespaces {
         attempt(Place::UserNamespace(libc::CLONE_NEWNS), || {
             let device = opened()?;
-            let base = rootfs::cover(Some(SCRATCH_BYTES))?;
+            let base = rootfs::cover(Some(SCRATCH_BYTES), None)?;
             let options = format!(
                 "fd={},rootmode=40000,user_id=0,group_id=0",
                 device.as_raw_fd()

@@ -1,0 +1,412 @@
+//! What the container's own `/proc` says of its processes, through the root of its first process: all of them and only
+//! them. The first process is sbxrt's own; it is not counted, but what it has waited for is.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+
+use nix::dir::Dir;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::Mode;
+
+/// How much is read of `/proc/PID/smaps` at most: the program decides how long it is.
+const SMAPS_LIMIT: u64 = 4 << 20;
+
+#[derive(Debug)]
+pub(super) struct Census {
+    proc: OwnedFd,
+}
+
+/// What a process holds, in bytes, from `/proc/PID/status`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Holding {
+    pub(super) pid: i32,
+    state: char,
+    parent: i32,
+    pub(super) threads: u64,
+    /// Of address space.
+    size: u64,
+    /// Resident pages of its own, and of files.
+    pub(super) private: u64,
+    /// Resident pages of memory that can be shared: of files in memory, System V segments, anonymous shared mappings.
+    pub(super) shared: u64,
+    pub(super) tables: u64,
+    pub(super) swap: u64,
+}
+
+impl Holding {
+    fn resident(&self) -> u64 {
+        self.private + self.shared
+    }
+}
+
+/// CPU time of a process, in clock ticks, from `/proc/PID/stat`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Times {
+    /// When it started: with its pid, its identity.
+    pub(super) start: u64,
+    pub(super) user: u64,
+    pub(super) system: u64,
+    /// Those of children that it has waited for.
+    pub(super) reaped_user: u64,
+    pub(super) reaped_system: u64,
+}
+
+/// Memory of processes with what they share divided among them, in bytes, from `/proc/PID/smaps_rollup`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Proportion {
+    pub(super) private: u64,
+    pub(super) shared: u64,
+    pub(super) swap: u64,
+}
+
+impl Census {
+    /// Of the container whose first process is `init`, in the caller's own pid namespace.
+    pub(super) fn new(init: i32) -> io::Result<Self> {
+        let path = format!("/proc/{init}/root/proc");
+        Ok(Self {
+            proc: open(path.as_str(), DIRECTORY, Mode::empty())?,
+        })
+    }
+
+    /// All processes but the first.
+    pub(super) fn processes(&self) -> Vec<i32> {
+        let Ok(mut directory) = Dir::openat(&self.proc, ".", DIRECTORY, Mode::empty()) else {
+            return Vec::new();
+        };
+        let pids = directory
+            .iter()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str().ok()?.parse().ok());
+        pids.filter(|&pid| pid != 1).collect()
+    }
+
+    /// What each of `pids` holds. One memory of two processes, where the first sleeps until the second executes or ends,
+    /// is there once: what a shell or Python's subprocess does many times a second must not count twice.
+    pub(super) fn holdings(&self, pids: &[i32]) -> Vec<Holding> {
+        let mut holdings: Vec<Holding> = pids.iter().filter_map(|&pid| self.holding(pid)).collect();
+        let waiting: Vec<bool> = holdings
+            .iter()
+            .map(|parent| waits_for_vfork(parent, &holdings))
+            .collect();
+        for (holding, waiting) in holdings.iter_mut().zip(waiting) {
+            if waiting {
+                *holding = Holding {
+                    pid: holding.pid,
+                    threads: holding.threads,
+                    ..Holding::default()
+                };
+            }
+        }
+        holdings
+    }
+
+    fn holding(&self, pid: i32) -> Option<Holding> {
+        let holding = parse_status(&self.read(pid, "status")?)?;
+        if holding.state == 'Z' && holding.threads > 1 {
+            // Its first thread has ended, and with it what /proc/PID tells of memory; the others go on.
+            let tasks = format!("{pid}/task");
+            let mut tasks =
+                Dir::openat(&self.proc, tasks.as_str(), DIRECTORY, Mode::empty()).ok()?;
+            let living = tasks.iter().flatten().find_map(|task| {
+                let task = task.file_name().to_str().ok()?.parse::<i32>().ok()?;
+                let task = parse_status(&self.read(pid, &format!("task/{task}/status"))?)?;
+                (task.state != 'Z').then_some(task)
+            });
+            return Some(Holding {
+                pid,
+                ..living.unwrap_or(holding)
+            });
+        }
+        Some(holding)
+    }
+
+    /// The CPU time of each of `pids`, and of the children that the first process has waited for.
+    pub(super) fn times(&self, pids: &[i32]) -> Vec<(i32, Times)> {
+        let times = |pid| Some((pid, parse_stat(&self.read(pid, "stat")?)?));
+        let first = times(1).map(|(pid, first)| {
+            let own = Times {
+                user: 0,
+                system: 0,
+                ..first
+            };
+            (pid, own)
+        });
+        // In this order: who is waited for after that is not in the account of the first process, too.
+        first
+            .into_iter()
+            .chain(pids.iter().filter_map(|&pid| times(pid)))
+            .collect()
+    }
+
+    /// The memory of the process of `holding` with what is shared divided: nothing where it has ended since. What cannot
+    /// be looked at so closely counts in full.
+    pub(super) fn proportion(&self, holding: &Holding) -> Proportion {
+        let in_full = Proportion {
+            private: holding.private,
+            shared: holding.shared,
+            swap: holding.swap,
+        };
+        match self.try_read(holding.pid, "smaps_rollup") {
+            Ok(rollup) => parse_rollup(&rollup).unwrap_or(in_full),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT)) => {
+                Proportion::default()
+            }
+            Err(_) => in_full,
+        }
+    }
+
+    /// Of the `shared` bytes that a process has a part in, those of anonymous mappings, which no file system and no list
+    /// of segments counts.
+    pub(super) fn shared_anonymous(&self, pid: i32, shared: u64) -> u64 {
+        let smaps = self.open(pid, "smaps").ok().and_then(|file| {
+            let mut text = Vec::new();
+            file.take(SMAPS_LIMIT).read_to_end(&mut text).ok()?;
+            Some(String::from_utf8_lossy(&text).into_owned())
+        });
+        match smaps {
+            Some(smaps) if (smaps.len() as u64) < SMAPS_LIMIT => {
+                parse_shared_anonymous(&smaps).min(shared)
+            }
+            _ => shared,
+        }
+    }
+
+    /// Bytes of System V segments in `list`, an open `/proc/sysvipc/shm`.
+    pub(super) fn segments(list: &OwnedFd) -> u64 {
+        let mut text = Vec::new();
+        let mut part = [0; 16 << 10];
+        while let Ok(length @ 1..) =
+            nix::sys::uio::pread(list, &mut part, i64::try_from(text.len()).unwrap_or(0))
+        {
+            text.extend(&part[..length]);
+        }
+        parse_segments(&String::from_utf8_lossy(&text))
+    }
+
+    /// A descriptor of `/proc/PID`, which a reused pid cannot mislead.
+    pub(super) fn directory(&self, pid: i32) -> Option<OwnedFd> {
+        openat(
+            &self.proc,
+            pid.to_string().as_str(),
+            DIRECTORY,
+            Mode::empty(),
+        )
+        .ok()
+    }
+
+    fn open(&self, pid: i32, file: &str) -> io::Result<fs::File> {
+        let path = format!("{pid}/{file}");
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        Ok(openat(&self.proc, path.as_str(), flags, Mode::empty())?.into())
+    }
+
+    fn try_read(&self, pid: i32, file: &str) -> io::Result<String> {
+        let mut text = Vec::with_capacity(2048);
+        self.open(pid, file)?.read_to_end(&mut text)?;
+        // A process may name itself in any bytes.
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// As [`try_read`](Self::try_read). A process that has ended since has nothing.
+    fn read(&self, pid: i32, file: &str) -> Option<String> {
+        self.try_read(pid, file).ok()
+    }
+}
+
+const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC);
+
+/// Whether this process sleeps until its child executes or ends, and the two are one memory.
+fn waits_for_vfork(process: &Holding, all: &[Holding]) -> bool {
+    process.state == 'D'
+        && all.iter().any(|child| {
+            child.parent == process.pid
+                && (child.size, child.resident()) == (process.size, process.resident())
+        })
+}
+
+/// The name comes first, with its line breaks escaped; a kernel thread, and who has given its memory back, has no sizes.
+fn parse_status(status: &str) -> Option<Holding> {
+    let mut holding = Holding::default();
+    for line in status.lines() {
+        let Some((key, value)) = line.split_once(':') else {
+            continue;
+        };
+        let value = value.trim();
+        let size = || {
+            let kibibytes = value.strip_suffix("kB")?.trim();
+            Some(kibibytes.parse::<u64>().ok()? << 10)
+        };
+        match key {
+            "State" => holding.state = value.chars().next()?,
+            "Tgid" => holding.pid = value.parse().ok()?,
+            "PPid" => holding.parent = value.parse().ok()?,
+            "Threads" => holding.threads = value.parse().ok()?,
+            "VmSize" => holding.size = size()?,
+            "RssAnon" | "RssFile" => holding.private += size()?,
+            "RssShmem" => holding.shared = size()?,
+            "VmPTE" => holding.tables = size()?,
+            "VmSwap" => holding.swap = size()?,
+            _ => {}
+        }
+    }
+    (holding.pid != 0).then_some(holding)
+}
+
+fn parse_stat(stat: &str) -> Option<Times> {
+    // The name may contain anything, also spaces and parentheses.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    // The first is the state, field 3 of proc_pid_stat(5).
+    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+    Some(Times {
+        start: number(22)?,
+        user: number(14)?,
+        system: number(15)?,
+        reaped_user: number(16)?,
+        reaped_system: number(17)?,
+    })
+}
+
+fn parse_rollup(rollup: &str) -> Option<Proportion> {
+    let size = |key: &str| {
+        let value = rollup.lines().find_map(|line| line.strip_prefix(key))?;
+        Some(
+            value
+                .trim()
+                .strip_suffix("kB")?
+                .trim()
+                .parse::<u64>()
+                .ok()?
+                << 10,
+        )
+    };
+    Some(Proportion {
+        private: size("Pss_Anon:")? + size("Pss_File:")?,
+        shared: size("Pss_Shmem:")?,
+        swap: size("SwapPss:")?,
+    })
+}
+
+fn parse_shared_anonymous(smaps: &str) -> u64 {
+    let mut is_anonymous = false;
+    let mut sum = 0;
+    for line in smaps.lines() {
+        if let Some(size) = line.strip_prefix("Pss:") {
+            if is_anonymous {
+                let size = size.trim().trim_end_matches("kB").trim();
+                sum += size.parse::<u64>().unwrap_or(0) << 10;
+            }
+        } else if !line.split(' ').next().unwrap_or_default().ends_with(':') {
+            is_anonymous = line.ends_with("/dev/zero (deleted)");
+        }
+    }
+    sum
+}
+
+/// Bytes resident and swapped out: the last two columns.
+fn parse_segments(list: &str) -> u64 {
+    let lines = list.lines().skip(1);
+    let bytes = lines.map(|line| {
+        let columns = line.split_ascii_whitespace().rev().take(2);
+        columns
+            .filter_map(|column| column.parse::<u64>().ok())
+            .sum::<u64>()
+    });
+    bytes.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_cannot_forge_its_account_by_its_name() {
+        let stat =
+            "7 (a) R 1 2 (b)) S 1 7 7 0 -1 4194304 90 0 0 0 3 4 5 6 20 0 9 0 100 1000000 250 1 2 3";
+        let expected = Times {
+            start: 100,
+            user: 3,
+            system: 4,
+            reaped_user: 5,
+            reaped_system: 6,
+        };
+        assert_eq!(parse_stat(stat), Some(expected));
+        assert_eq!(parse_stat("7 (a"), None);
+    }
+
+    #[test]
+    fn a_holding_is_in_bytes_and_has_page_tables_and_swap() {
+        let status = "Name:\tx\\nVmSwap: 9\nState:\tS (sleeping)\nTgid:\t7\nPid:\t8\nPPid:\t1\nVmSize:\t 100 kB\n\
+            VmRSS:\t 60 kB\nRssAnon:\t 10 kB\nRssFile:\t 20 kB\nRssShmem:\t 30 kB\nVmPTE:\t 4 kB\nVmSwap:\t 5 kB\n\
+            Threads:\t3\n";
+        let expected = Holding {
+            pid: 7,
+            state: 'S',
+            parent: 1,
+            threads: 3,
+            size: 100 << 10,
+            private: 30 << 10,
+            shared: 30 << 10,
+            tables: 4 << 10,
+            swap: 5 << 10,
+        };
+        assert_eq!(parse_status(status), Some(expected));
+        let zombie = "Name:\tx\nState:\tZ (zombie)\nTgid:\t7\nPPid:\t1\nThreads:\t1\n";
+        assert_eq!(parse_status(zombie).map(|it| it.resident()), Some(0));
+        assert_eq!(parse_status(""), None);
+    }
+
+    #[test]
+    fn a_proportion_is_in_bytes() {
+        let rollup = "55-77 ---p 00000000 00:00 0 [rollup]\nRss: 99 kB\nPss: 60 kB\nPss_Dirty: 50 kB\nPss_Anon: 10 kB\n\
+            Pss_File: 20 kB\nPss_Shmem: 30 kB\nSwap: 9 kB\nSwapPss: 5 kB\n";
+        let expected = Proportion {
+            private: 30 << 10,
+            shared: 30 << 10,
+            swap: 5 << 10,
+        };
+        assert_eq!(parse_rollup(rollup), Some(expected));
+        assert_eq!(parse_rollup(""), None);
+    }
+
+    #[test]
+    fn shared_anonymous_memory_is_told_from_files_and_segments() {
+        let smaps = "7f00-7f10 rw-s 00000000 00:01 1031    /dev/zero (deleted)\nSize: 64 kB\nPss: 8 kB\nPss_Dirty: 8 kB\n\
+            7f10-7f20 rw-s 00000000 00:01 4    /SYSV00000000 (deleted)\nPss: 16 kB\n\
+            7f20-7f30 rw-s 00000000 00:2a 7    /dev/shm/x\nPss: 32 kB\n\
+            7f30-7f40 rw-p 00000000 00:00 0 \nPss: 64 kB\n\
+            7f40-7f50 rw-s 00000000 00:01 1032    /dev/zero (deleted)\nPss: 4 kB\n";
+        assert_eq!(parse_shared_anonymous(smaps), 12 << 10);
+    }
+
+    #[test]
+    fn segments_count_by_what_is_resident_and_swapped_out() {
+        let list = "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid      atime      dtime      ctime                   rss                  swap\n\
+            \x20        0          0   600            1048576   100   101      1     0     0     0     0 1 0 1                 8192                  4096\n\
+            \x20        0          1   600            1048576   100   101      0     0     0     0     0 1 0 1               100000                     0\n";
+        assert_eq!(parse_segments(list), 8192 + 4096 + 100_000);
+        assert_eq!(parse_segments(""), 0);
+    }
+
+    #[test]
+    fn a_process_that_waits_for_vfork_shares_its_memory_with_its_child() {
+        let parent = Holding {
+            pid: 2,
+            state: 'D',
+            parent: 1,
+            size: 9,
+            private: 5,
+            ..Holding::default()
+        };
+        let child = Holding {
+            pid: 3,
+            state: 'R',
+            parent: 2,
+            ..parent
+        };
+        assert!(waits_for_vfork(&parent, &[parent, child]));
+        assert!(!waits_for_vfork(&child, &[parent, child]));
+        let grown = Holding { size: 10, ..child };
+        assert!(!waits_for_vfork(&parent, &[parent, grown]));
+    }
+}

@@ -1,0 +1,39 @@
+//! The first process of the container is sbxrt's own and has the program's id on the host: the kernel lets the program set
+//! its limits, and only the filter keeps it from making it fail to report.
+
+use sbxrt_tests::Fixtures;
+
+use crate::{attack, python};
+
+#[test]
+fn nobody_inside_starves_the_first_process() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    let image = fixtures.python_rootfs();
+    // What each would do where it is not refused leaves things as they are.
+    let program = "import os, resource, signal\n\
+        attempts = dict(\n\
+          prlimit=lambda: resource.prlimit(1, resource.RLIMIT_NOFILE),\n\
+          affinity=lambda: os.sched_setaffinity(1, os.sched_getaffinity(1)),\n\
+          priority=lambda: os.setpriority(os.PRIO_PROCESS, 1, os.getpriority(os.PRIO_PROCESS, 1)),\n\
+          scheduler=lambda: os.sched_setscheduler(1, os.SCHED_OTHER, os.sched_param(0)),\n\
+          memory=lambda: open('/proc/1/mem'),\n\
+          descriptors=lambda: os.listdir('/proc/1/fd'),\n\
+        )\n\
+        for name, attempt in attempts.items():\n\
+        \x20 try: attempt()\n\
+        \x20 except PermissionError: pass\n\
+        \x20 else: print('done:', name)\n\
+        # Of these the kernel sees to it that the first process of a namespace does not mind.\n\
+        for number in signal.valid_signals():\n\
+        \x20 try: os.kill(1, number)\n\
+        \x20 except PermissionError: pass\n\
+        os._exit(7)";
+    attack(|sbxrt| {
+        let output = python(sbxrt, &image, &["--json", "--cpus", "0.5"], program);
+        let report = output.report();
+        assert_eq!(report.bytes("stdout"), b"", "{report}");
+        assert_eq!(report.code(), Some(7), "{report}");
+    });
+}
