@@ -369,7 +369,7 @@ fn a_program_that_fails_in_a_full_file_system_ends_as_disk() {
         (
             "cd /data; seq 1 3000 | xargs touch; exit 3".to_owned(),
             "disk",
-            &["scratch"],
+            &["scratch_inodes"],
             Some("/data"),
         ),
         (
