@@ -5,7 +5,7 @@ use std::time::Duration;
 use sbxrt_tests::{Fixtures, for_each_identity};
 
 /// Mechanisms that `--require LIMIT=cgroup` accepts.
-const CGROUPS: [&str; 3] = ["cgroup2", "systemd", "slurm-step"];
+const CGROUPS: [&str; 3] = ["cgroup2", "systemd", "cgroup1"];
 
 #[test]
 fn a_memory_limit_is_held_by_the_mechanism_that_the_report_names() {
@@ -451,5 +451,82 @@ fn check_says_what_works_here() {
         assert!(document.is_object(), "{output}");
         let output = sbxrt.command(["doctor"]).output();
         assert!(output.success().contains("user_namespaces"), "{output}");
+    });
+}
+
+#[test]
+fn a_program_sees_the_processors_that_it_was_given() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap();
+    let processor = (0..nix::sched::CpuSet::count())
+        .find(|&number| allowed.is_set(number).unwrap())
+        .unwrap()
+        .to_string();
+    for_each_identity(|sbxrt| {
+        let image = fixtures.busybox_rootfs();
+        let script = "grep Cpus_allowed_list /proc/self/status";
+        let words = [
+            "--cpus",
+            "2",
+            "--cpuset-cpus",
+            &processor,
+            &image,
+            "sh",
+            "-c",
+            script,
+        ];
+        let report = sbxrt.report(words);
+        let said = String::from_utf8(report.bytes("stdout")).unwrap();
+        assert_eq!(
+            said,
+            format!("Cpus_allowed_list:\t{processor}\n"),
+            "{report}"
+        );
+        let mechanism = report.enforcement("cpuset");
+        assert!(
+            CGROUPS.contains(&mechanism) || mechanism == "affinity",
+            "{report}"
+        );
+    });
+}
+
+#[test]
+fn processors_that_do_not_exist_are_refused_by_number() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    for_each_identity(|sbxrt| {
+        let image = fixtures.busybox_rootfs();
+        let output = sbxrt
+            .run(["--cpuset-cpus", "0,1023", &image, "true"])
+            .output();
+        assert_eq!(output.code(), 125, "{output}");
+        output.assert_refused(&["cpuset", "processor 1023"]);
+    });
+}
+
+#[test]
+fn a_rate_that_nothing_can_hold_is_said_to_be_held_by_nothing() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    for_each_identity(|sbxrt| {
+        let image = fixtures.busybox_rootfs();
+        let report = sbxrt.report(["--read-bps", "1m", &image, "true"]);
+        let mechanism = report.enforcement("io");
+        assert!(
+            CGROUPS.contains(&mechanism) || mechanism == "none",
+            "{report}"
+        );
+        let words = ["--read-bps", "1m", "--require", "io=cgroup", &image, "true"];
+        let output = sbxrt.run(words).output();
+        if mechanism == "none" {
+            assert_eq!(output.code(), 125, "{output}");
+            output.assert_refused(&["io", "cgroup"]);
+        } else {
+            output.success();
+        }
     });
 }

@@ -24,3 +24,4 @@ mod store;
 mod stuck;
 mod sudden_death;
 mod transfer;
+mod version1;

@@ -52,7 +52,7 @@ pub use bombs::Bomb;
 pub use fixtures::{Fixtures, Request, languages, registry, registry_requests};
 pub use host::{Host, descendants};
 pub use identity::{Identity, for_each_identity, identities};
-pub use need::{Need, require};
+pub use need::{Need, require, version_1_directory};
 pub use report::Report;
 pub use sbxrt::{Invocation, Output, Sbxrt, Stdout};
 pub use truth_table::TruthTable;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use crate::Identity;
@@ -18,6 +18,8 @@ pub enum Need {
     Overlay,
     /// `cgroup`: cgroup v2 alone, and the caller's own cgroup is delegated to it.
     DelegatedCgroup,
+    /// `cgroup1`: the tests run as root, in cgroups of version 1.
+    Version1,
     /// `freezing`: the tests may mount a file system of a file's, and freeze it.
     Freezing,
     /// `fixtures`: the images of `scripts/fixtures`.
@@ -38,6 +40,7 @@ impl Need {
             Self::UserNamespaces => "userns",
             Self::Overlay => "overlay",
             Self::DelegatedCgroup => "cgroup",
+            Self::Version1 => "cgroup1",
             Self::Freezing => "freezing",
             Self::Fixtures => "fixtures",
             Self::Languages => "languages",
@@ -62,6 +65,7 @@ impl Need {
                  && mount -t overlay o -o userxattr,lowerdir=/mnt/l,upperdir=/mnt/u,workdir=/mnt/w /mnt/m",
             ]),
             Self::DelegatedCgroup => delegation_missing(),
+            Self::Version1 => version_1_missing(),
             Self::Freezing => failure_of(std::process::Command::new("sh").args([
                 "-ec",
                 "d=$(mktemp -d); trap 'umount -l $d/m 2>&1; rm -rf $d' EXIT; mkdir $d/m; truncate -s 16M $d/f; \
@@ -124,6 +128,30 @@ fn failure(arguments: &[&str]) -> Option<String> {
 fn failure_of(command: &mut std::process::Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).output().unwrap();
     (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).trim().to_owned())
+}
+
+/// The directory of this process's cgroup in the hierarchy of `controller`, where that is of version 1.
+pub fn version_1_directory(controller: &str) -> Option<PathBuf> {
+    let membership = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let own = membership.lines().find_map(|line| {
+        let (controllers, own) = line.split_once(':')?.1.split_once(':')?;
+        controllers
+            .split(',')
+            .any(|name| name == controller)
+            .then_some(own)
+    })?;
+    let hierarchy = Path::new("/sys/fs/cgroup").join(controller);
+    Some(hierarchy.join(own.trim_start_matches('/'))).filter(|path| path.is_dir())
+}
+
+fn version_1_missing() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("the tests do not run as root".to_owned());
+    }
+    ["memory", "pids", "cpu", "cpuacct", "cpuset"]
+        .into_iter()
+        .find(|controller| version_1_directory(controller).is_none())
+        .map(|controller| format!("there is no hierarchy of version 1 for {controller}"))
 }
 
 fn delegation_missing() -> Option<String> {

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use sbxrt::{LimitName, Mount, Network, OutputAction, OutputPath, Platform, Requirement, Rlimit};
+use sbxrt::{
+    Cpuset, LimitName, Mount, Network, OutputAction, OutputPath, Platform, Requirement, Rlimit,
+};
 
 use crate::build::BuildArguments;
 use crate::commit::CommitArguments;
@@ -188,9 +190,24 @@ pub(crate) struct RunArguments {
     )]
     pub(crate) memory: Bound<u64>,
 
+    /// Limit memory and swap together [default: what --memory says, so
+    /// that there is no swap]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        value_parser = limit::memory_swap,
+        allow_negative_numbers = true,
+        help_heading = LIMITS
+    )]
+    pub(crate) memory_swap: Option<Bound<u64>>,
+
     /// Limit processor time: 0.5 is half a processor
     #[arg(long, value_name = "NUMBER", default_value = "1", value_parser = limit::cpus, help_heading = LIMITS)]
     pub(crate) cpus: Bound<f64>,
+
+    /// Use these processors only, such as 0-1,3
+    #[arg(long, value_name = "LIST", help_heading = LIMITS)]
+    pub(crate) cpuset_cpus: Option<Cpuset>,
 
     /// Limit the number of processes and threads
     #[arg(
@@ -202,6 +219,14 @@ pub(crate) struct RunArguments {
         help_heading = LIMITS
     )]
     pub(crate) pids_limit: Bound<u32>,
+
+    /// Limit what is read per second from every disk that is reached
+    #[arg(long, value_name = "SIZE", value_parser = limit::size, help_heading = LIMITS)]
+    pub(crate) read_bps: Option<Bound<u64>>,
+
+    /// Limit what is written per second to every disk that is reached
+    #[arg(long, value_name = "SIZE", value_parser = limit::size, help_heading = LIMITS)]
+    pub(crate) write_bps: Option<Bound<u64>>,
 
     /// Limit the time from start to end [default: 10s with --json, else
     /// none]

@@ -219,6 +219,10 @@ fn hint(error: &Error) -> Option<String> {
             "name a destination behind it, such as docker://REGISTRY/REPOSITORY:TAG or oci-archive:FILE".to_owned()
         }
         Error::NoCommand => "write a command behind the image".to_owned(),
+        Error::Limits { .. } => {
+            "write --memory SIZE --memory-swap SIZE, the second at least as large as the first"
+                .to_owned()
+        }
         Error::NotATerminal => "leave out -t where input comes from a pipe or file".to_owned(),
         _ => return None,
     })
@@ -459,6 +463,9 @@ mod tests {
                 path: "env".into(),
                 line: 3,
                 reason: "write NAME=VALUE".to_owned(),
+            },
+            Error::Limits {
+                reason: "--memory-swap is less than --memory, which is a part of it",
             },
             Error::NotATerminal,
             Error::Output {

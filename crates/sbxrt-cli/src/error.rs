@@ -97,6 +97,9 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
+    /// Two limits contradict each other.
+    #[error("{reason}")]
+    Limits { reason: &'static str },
     /// `-it` without a terminal, in Docker's words, which scripts and people know.
     #[error("the input device is not a TTY")]
     NotATerminal,

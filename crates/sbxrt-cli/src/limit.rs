@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sbxrt::{LimitName, Requirement, Rlimit, RlimitResource};
 
+use crate::error::Error;
 use crate::quantity::{parse_duration, parse_size};
 
 /// The time limit of a run with `--json` that names none: whoever reads a document waits for it.
@@ -79,6 +80,29 @@ pub(crate) fn count(text: &str) -> Result<Bound<u64>, String> {
         text.parse()
             .map_err(|_not_a_number| "write a number such as 4096".to_owned())
     })
+}
+
+/// Reads a bound on memory and swap together. `-1` lifts it, as in Docker.
+pub(crate) fn memory_swap(text: &str) -> Result<Bound<u64>, String> {
+    if text == "-1" {
+        return Ok(Bound::Unlimited);
+    }
+    size(text)
+}
+
+/// How much of swap that is beside `memory`.
+pub(crate) fn swap(memory: Bound<u64>, both: Option<Bound<u64>>) -> Result<Option<u64>, Error> {
+    match (memory, both) {
+        (_, None) => Ok(Some(0)),
+        (_, Some(Bound::Unlimited)) => Ok(None),
+        (Bound::At(memory), Some(Bound::At(both))) if both >= memory => Ok(Some(both - memory)),
+        (Bound::At(_), _) => Err(Error::Limits {
+            reason: "--memory-swap is less than --memory, which is a part of it",
+        }),
+        (Bound::Unlimited, _) => Err(Error::Limits {
+            reason: "--memory-swap needs --memory, which is a part of it",
+        }),
+    }
 }
 
 /// Reads a bound on processes. `-1` lifts it, as in Docker.
@@ -164,6 +188,7 @@ mod tests {
         for text in ["-1", "1k", ""] {
             assert!(count(text).is_err(), "{text:?}");
         }
+        assert_eq!(memory_swap("-1"), Ok(Bound::Unlimited));
         assert_eq!(size("64m"), Ok(Bound::At(64 << 20)));
         assert_eq!(cpus("0.5"), Ok(Bound::At(0.5)));
         assert_eq!(pids("7"), Ok(Bound::At(7)));
@@ -172,6 +197,27 @@ mod tests {
         }
         for text in ["-2", "1.5", "4294967296", ""] {
             assert!(pids(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn swap_is_what_is_beside_memory() {
+        use Bound::{At, Unlimited};
+        let table = [
+            (At(64), None, Ok(Some(0))),
+            (Unlimited, None, Ok(Some(0))),
+            (At(64), Some(Unlimited), Ok(None)),
+            (At(64), Some(At(64)), Ok(Some(0))),
+            (At(64), Some(At(100)), Ok(Some(36))),
+            (At(64), Some(At(63)), Err(())),
+            (Unlimited, Some(At(100)), Err(())),
+        ];
+        for (memory, both, expected) in table {
+            assert_eq!(
+                swap(memory, both).map_err(drop),
+                expected,
+                "{memory:?} {both:?}"
+            );
         }
     }
 

@@ -9,8 +9,8 @@ use base64::engine::general_purpose::STANDARD;
 use nix::libc;
 use sbxrt::seccomp::PolicyKind;
 use sbxrt::{
-    Captured, Image, LimitName, Limits, Mechanism, PeakSource, Report, Sender, Space, Spilled,
-    Termination,
+    Captured, Cpuset, Image, LimitName, Limits, Mechanism, PeakSource, Report, Sender, Space,
+    Spilled, Termination,
 };
 use serde::{Serialize, Serializer};
 
@@ -376,7 +376,9 @@ struct AllLimits {
     memory: Option<Held<u64>>,
     swap: Option<Held<u64>>,
     cpus: Option<Held<f64>>,
+    cpuset: Option<Held<Cpuset>>,
     pids: Option<Held<u32>>,
+    io: Option<Held<Rates>>,
     nofile: Option<Held<u64>>,
     fsize: Option<Held<u64>>,
     wall_time_ms: Option<Held<Milliseconds>>,
@@ -391,6 +393,20 @@ struct AllLimits {
 struct Held<T> {
     value: T,
     enforcement: Mechanism,
+}
+
+/// Bytes per second.
+#[derive(Debug, Serialize)]
+struct Rates {
+    read: Option<u64>,
+    write: Option<u64>,
+}
+
+impl Rates {
+    fn new(limits: &Limits) -> Option<Self> {
+        let (read, write) = (limits.io_read, limits.io_write);
+        (read.is_some() || write.is_some()).then_some(Self { read, write })
+    }
 }
 
 impl AllLimits {
@@ -410,7 +426,9 @@ impl AllLimits {
             memory: held(limits.memory, by(LimitName::Memory)),
             swap: held(limits.swap, by(LimitName::Swap)),
             cpus: held(limits.cpus, by(LimitName::Cpus)),
+            cpuset: held(limits.cpuset.clone(), by(LimitName::Cpuset)),
             pids: held(limits.pids, by(LimitName::Pids)),
+            io: held(Rates::new(limits), by(LimitName::Io)),
             nofile: held(limits.nofile, by(LimitName::Nofile)),
             fsize: held(limits.fsize, by(LimitName::Fsize)),
             wall_time_ms: held(limits.wall_time.map(Milliseconds), by(LimitName::WallTime)),
@@ -627,7 +645,10 @@ mod tests {
             memory: None,
             swap: None,
             cpus: None,
+            cpuset: None,
             pids: None,
+            io_read: None,
+            io_write: None,
             nofile: None,
             fsize: None,
             cpu_time: None,

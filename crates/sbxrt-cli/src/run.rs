@@ -19,7 +19,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::args::{PullWhen, RunArguments};
 use crate::diagnostics::Diagnostic;
 use crate::error::{Error, Result};
-use crate::limit::{Bound, JSON_OUTPUT_LIMIT, JSON_TIMEOUT};
+use crate::limit::{self, Bound, JSON_OUTPUT_LIMIT, JSON_TIMEOUT};
 use crate::printer::{Printer, write_document};
 use crate::quantity::format_size;
 use crate::relay::{self, Relay, Relayed, Sink};
@@ -106,7 +106,7 @@ fn execute(
     if interactive && tty && !terminal::is_input() {
         return Err(Error::NotATerminal);
     }
-    let (limits, output_limit) = limits(&arguments);
+    let (limits, output_limit) = limits(&arguments)?;
     let outputs = output::resolve(&arguments)?;
     let output_action = OutputAction::from(arguments.output_action);
     if output_action == OutputAction::Kill && output_limit.is_none() {
@@ -283,12 +283,16 @@ fn again(error: &std::io::Error) -> std::io::Error {
 }
 
 /// The limits of the run, and how much of its output is handed on.
-fn limits(arguments: &RunArguments) -> (Limits, Option<u64>) {
+fn limits(arguments: &RunArguments) -> Result<(Limits, Option<u64>)> {
     let json = arguments.json;
     let limits = Limits {
         memory: arguments.memory.into_option(),
+        swap: limit::swap(arguments.memory, arguments.memory_swap)?,
         cpus: arguments.cpus.into_option(),
+        cpuset: arguments.cpuset_cpus.clone(),
         pids: arguments.pids_limit.into_option(),
+        io_read: arguments.read_bps.and_then(Bound::into_option),
+        io_write: arguments.write_bps.and_then(Bound::into_option),
         wall_time: arguments
             .timeout
             .map_or(json.then_some(JSON_TIMEOUT), Bound::into_option),
@@ -300,12 +304,11 @@ fn limits(arguments: &RunArguments) -> (Limits, Option<u64>) {
         shm_bytes: arguments.shm_size.into_option(),
         nofile: ceiling(arguments, RlimitResource::Nofile, Limits::default().nofile),
         fsize: ceiling(arguments, RlimitResource::Fsize, None),
-        ..Limits::default()
     };
     let output = arguments
         .output_limit
         .map_or(json.then_some(JSON_OUTPUT_LIMIT), Bound::into_option);
-    (limits, output)
+    Ok((limits, output))
 }
 
 /// The limit that `--ulimit` sets for `resource`; unlimited is none.

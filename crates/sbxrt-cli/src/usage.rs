@@ -47,16 +47,22 @@ const OF_DOCKER: &[(&[&str], &str)] = &[
         "devices of this machine are not shown to programs",
     ),
     (
-        &[
-            "--memory-swap",
-            "--memory-swappiness",
-            "--memory-reservation",
-        ],
-        "leave it out: --memory is the only limit on memory",
+        &["--memory-swappiness", "--memory-reservation"],
+        "leave it out: --memory and --memory-swap are the limits on memory",
     ),
     (
         &["--cpu-quota", "--cpu-period", "-c", "--cpu-shares"],
         "write --cpus NUMBER",
+    ),
+    (
+        &[
+            "--device-read-bps",
+            "--device-write-bps",
+            "--device-read-iops",
+            "--device-write-iops",
+            "--blkio-weight",
+        ],
+        "write --read-bps SIZE or --write-bps SIZE: they hold for every disk that is reached",
     ),
     (
         &["--restart"],

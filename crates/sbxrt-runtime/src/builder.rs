@@ -26,11 +26,11 @@ pub(crate) struct Build<'a> {
     pub(crate) memory: Mechanism,
     pub(crate) pids: Mechanism,
     pub(crate) cpus: Mechanism,
+    pub(crate) cpuset: Mechanism,
     /// Standard input, output and error of the program.
     pub(crate) streams: [OwnedFd; 3],
     /// Where the container's first process reports to.
     pub(crate) init: OwnedFd,
-    pub(crate) cgroup: Option<BorrowedFd<'a>>,
 }
 
 impl Build<'_> {
@@ -76,6 +76,7 @@ impl Build<'_> {
             memory: self.memory,
             pids: self.pids,
             cpus: self.cpus,
+            cpuset: self.cpuset,
             emulate_root: self.request.emulate_root,
             seccomp: self.request.seccomp.clone(),
             writable: self.request.read_only.then(|| {
@@ -85,7 +86,6 @@ impl Build<'_> {
                     .collect()
             }),
             launcher: self.init.as_raw_fd(),
-            cgroup: self.cgroup.map(|fd| fd.as_raw_fd()),
             created: creating,
         };
         let journal = Journal::new().map_err(|error| Failure::new(STEP, "memfd_create", error))?;

@@ -1,42 +1,158 @@
-//! The caller's own cgroup v2 subtree, where it has been given one: found by trying, never by kernel version.
+//! Cgroups of an execution's own, below the caller's: the strongest way to hold limits, because the kernel does it, for
+//! all processes together.
 //!
-//! A process may create cgroups below its own where the directory belongs to it and controllers are offered there: a
-//! systemd scope or service with `Delegate=yes`, a job step of a scheduler that delegates, a container with a
-//! writable cgroup namespace. Because a cgroup with processes of its own cannot give controllers to its children
-//! (cgroup v2's "no internal processes"), the processes that are there, the caller's own among them, are moved once
-//! into a leaf named [`CALLER_LEAF`] beside which the executions' leaves are made. It stays until its processes end:
-//! moving them again would cost a grace period of the kernel (11-16 ms) on every run.
+//! [`Subtree::find`] looks for a place where such cgroups can be made, by trying, never by kernel version: on
+//! [version 2](version2), else in the hierarchies of [version 1](version1). It belongs to the caller's process. What it
+//! finds goes to the launcher as descriptors, because that sees no cgroup file system of the host's; there, [`Leaves`]
+//! makes one [`Leaf`] for each execution. A leaf holds those limits whose values, once written, read back; it counts what
+//! is used; and it is gone when it is dropped.
+//!
+//! A leaf has one level. Nothing in it could make cgroups below: the program sees no cgroup file system.
 
-use std::collections::BTreeMap;
+mod version1;
+mod version2;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use nix::fcntl::{AtFlags, OFlag, open, openat};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
-use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+use serde::{Deserialize, Serialize};
 
+use crate::channel;
+use crate::cpuset::Cpuset;
+use crate::disk::Disk;
+use crate::error::Failure;
+use crate::guest::is_asked;
+use crate::report::PeakSource;
 use crate::request::{LimitName, Limits, Mechanism};
 
-/// Where the processes that were in the subtree's root live from then on.
-const CALLER_LEAF: &str = "sbxrt.caller";
-/// How the leaves of executions are named: this, the owning process, a dot, the execution's id.
+pub(crate) use version2::mount_point;
+
+/// How the leaves of executions are named: this, the owning process, the number of its launcher and the execution's id,
+/// with dots in between.
 const RUN_PREFIX: &str = "sbxrt-run.";
-/// The controllers that limits need, in the kernel's names.
-const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 /// The period over which CPU time is counted, in microseconds: the kernel's default.
 const CPU_PERIOD: u64 = 100_000;
 
-/// A cgroup below which leaves can be made.
+/// What the kernel governs through cgroups, as far as limits need it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) enum Controller {
+    Cpu,
+    /// Counts CPU time on version 1, where `cpu` does not.
+    Cpuacct,
+    Cpuset,
+    Io,
+    Memory,
+    Pids,
+}
+
+impl Controller {
+    /// Those whose limits every execution has. A place where none of them is offered is of no use.
+    pub(crate) const MAIN: [Self; 3] = [Self::Cpu, Self::Memory, Self::Pids];
+
+    /// The kernel's name.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cpuacct => "cpuacct",
+            Self::Cpuset => "cpuset",
+            Self::Io => "io",
+            Self::Memory => "memory",
+            Self::Pids => "pids",
+        }
+    }
+
+    /// The one that holds `limit`, if there is one.
+    fn of(limit: LimitName) -> Option<Self> {
+        match limit {
+            LimitName::Memory | LimitName::Swap => Some(Self::Memory),
+            LimitName::Cpus => Some(Self::Cpu),
+            LimitName::Cpuset => Some(Self::Cpuset),
+            LimitName::Pids => Some(Self::Pids),
+            LimitName::Io => Some(Self::Io),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Controller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Those of `controllers` that are named in `words`.
+fn named(words: &str, controllers: impl IntoIterator<Item = Controller>) -> Vec<Controller> {
+    let has = |controller: &Controller| {
+        words
+            .split([',', ' ', '\n'])
+            .any(|word| word == controller.as_str())
+    };
+    controllers.into_iter().filter(has).collect()
+}
+
+/// A place below which leaves can be made: one directory on version 2, one for each hierarchy on version 1.
 #[derive(Debug)]
 pub(crate) struct Subtree {
-    directory: OwnedFd,
+    mechanism: Mechanism,
+    directories: Vec<Directory>,
+    /// How the names of leaves begin that are made here.
+    prefix: String,
+}
+
+/// A cgroup of the caller's, below which leaves can be made.
+#[derive(Debug)]
+struct Directory {
+    descriptor: OwnedFd,
     path: PathBuf,
+    controllers: Vec<Controller>,
+}
+
+impl Directory {
+    fn open(path: PathBuf, controllers: Vec<Controller>) -> Result<Self, Obstacle> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        match open(&path, flags, Mode::empty()) {
+            Ok(descriptor) => Ok(Self {
+                descriptor,
+                path,
+                controllers,
+            }),
+            Err(errno) => Err(Obstacle::Unreachable {
+                path,
+                errno: errno as i32,
+            }),
+        }
+    }
+
+    /// Removes leaves whose names say so. One that still has processes stays; its turn comes at the next start.
+    fn sweep(&self, is_over: impl Fn(&str) -> bool) {
+        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().is_some_and(&is_over) {
+                drop(fs::remove_dir(entry.path()));
+            }
+        }
+    }
+}
+
+/// What of a [`Subtree`] can be told in a message; its descriptors go along, in the same order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Shape {
+    mechanism: Mechanism,
+    controllers: Vec<Vec<Controller>>,
+    prefix: String,
 }
 
 impl Subtree {
-    /// Finds the caller's subtree and makes it ready, or `None` where nothing useful is delegated.
+    /// Finds a place for leaves and makes it ready, or `None` where there is none.
     ///
     /// Must run in the caller's own pid namespace: in another, `cgroup.procs` hides the processes to be moved.
     pub(crate) fn find() -> Option<Self> {
@@ -51,140 +167,75 @@ impl Subtree {
 
     /// As [`find`](Self::find), telling what is in the way.
     pub(crate) fn acquire() -> Result<Self, Obstacle> {
-        let (subtree, offered) = Self::locate()?;
-        if let Err(error) = subtree.enable(&offered) {
-            return Err(Obstacle::NotEnabled {
-                path: subtree.path,
-                errno: errno_of(&error),
-            });
+        static LAUNCHERS: AtomicU32 = AtomicU32::new(0);
+        let (mechanism, directories) = match version2::acquire() {
+            Ok(directory) => (Mechanism::Cgroup2, vec![directory]),
+            Err(obstacle) => match version1::acquire() {
+                Ok(directories) => (Mechanism::Cgroup1, directories),
+                Err(other) => return Err(other.unwrap_or(obstacle)),
+            },
+        };
+        for directory in &directories {
+            directory.sweep(|name| owner_of(name).is_some_and(is_dead));
         }
-        subtree.sweep();
-        Ok(subtree)
+        let number = LAUNCHERS.fetch_add(1, Ordering::Relaxed);
+        Ok(Self {
+            mechanism,
+            directories,
+            prefix: format!("{RUN_PREFIX}{}.{number}.", std::process::id()),
+        })
     }
 
     /// Tells what [`find`](Self::find) would find, without changing anything.
     pub(crate) fn examine() -> Result<Delegation, Obstacle> {
-        let (subtree, offered) = Self::locate()?;
-        let controllers = CONTROLLERS
-            .into_iter()
-            .filter(|controller| has_word(&offered, controller));
+        let (mechanism, directories) = match version2::locate() {
+            Ok(directory) => (Mechanism::Cgroup2, vec![directory]),
+            Err(obstacle) => match version1::acquire() {
+                Ok(directories) => (Mechanism::Cgroup1, directories),
+                Err(other) => return Err(other.unwrap_or(obstacle)),
+            },
+        };
+        let controllers: BTreeSet<Controller> = directories
+            .iter()
+            .flat_map(|directory| directory.controllers.iter().copied())
+            .collect();
+        let of_memory = directories
+            .iter()
+            .find(|directory| directory.controllers.contains(&Controller::Memory));
+        let path = of_memory.or(directories.first());
         Ok(Delegation {
-            path: subtree.path,
-            controllers: controllers.collect(),
+            mechanism,
+            path: path
+                .map(|directory| directory.path.clone())
+                .unwrap_or_default(),
+            controllers,
         })
     }
 
-    /// The subtree as it is, and the controllers that it is offered.
-    fn locate() -> Result<(Self, String), Obstacle> {
-        let mount = mount_point().ok_or(Obstacle::NotMounted)?;
-        let membership =
-            fs::read_to_string("/proc/self/cgroup").map_err(|error| Obstacle::Unreachable {
-                path: "/proc/self/cgroup".into(),
-                errno: errno_of(&error),
-            })?;
-        let own = own_cgroup(&membership).ok_or(Obstacle::NotMounted)?;
-        let own = mount.join(own.trim_start_matches('/'));
-        let path = match own.parent() {
-            Some(parent) if own.file_name().is_some_and(|name| name == CALLER_LEAF) => {
-                parent.to_owned()
-            }
-            _ => own,
-        };
-        let offered = fs::read_to_string(path.join("cgroup.controllers")).map_err(|error| {
-            Obstacle::Unreachable {
-                path: path.clone(),
-                errno: errno_of(&error),
-            }
-        })?;
-        if !CONTROLLERS
-            .iter()
-            .any(|controller| has_word(&offered, controller))
-        {
-            return Err(Obstacle::NothingOffered {
-                path,
-                version_1: version_1_controllers(&membership),
-            });
+    /// What it is, to be told to the launcher with its [descriptors](Self::descriptors).
+    pub(crate) fn shape(&self) -> Shape {
+        let controllers = self.directories.iter();
+        Shape {
+            mechanism: self.mechanism,
+            controllers: controllers
+                .map(|directory| directory.controllers.clone())
+                .collect(),
+            prefix: self.prefix.clone(),
         }
-        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory =
-            open(&path, flags, Mode::empty()).map_err(|errno| Obstacle::Unreachable {
-                path: path.clone(),
-                errno: errno as i32,
-            })?;
-        for file in [".", "cgroup.procs", "cgroup.subtree_control"] {
-            faccessat(&directory, file, AccessFlags::W_OK, AtFlags::AT_EACCESS).map_err(
-                |errno| Obstacle::NotWritable {
-                    path: path.clone(),
-                    file,
-                    errno: errno as i32,
-                },
-            )?;
-        }
-        Ok((Self { directory, path }, offered))
     }
 
-    /// The directory's descriptor, to be handed to the launcher.
-    pub(crate) fn into_directory(self) -> OwnedFd {
-        self.directory
+    /// Its directories' descriptors.
+    pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let directories = self.directories.iter();
+        directories
+            .map(|directory| directory.descriptor.as_fd())
+            .collect()
     }
 
-    /// Gives the offered controllers to the children, after moving the processes that are in the way.
-    fn enable(&self, offered: &str) -> io::Result<()> {
-        let control = self.path.join("cgroup.subtree_control");
-        let enabled = fs::read_to_string(&control)?;
-        let missing: Vec<String> = CONTROLLERS
-            .iter()
-            .filter(|controller| has_word(offered, controller) && !has_word(&enabled, controller))
-            .map(|controller| format!("+{controller}"))
-            .collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let missing = missing.join(" ");
-        // The root of the hierarchy may keep its processes, and so may a parent that has none.
-        if fs::write(&control, &missing).is_ok() {
-            return Ok(());
-        }
-        let leaf = self.path.join(CALLER_LEAF);
-        match fs::create_dir(&leaf) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-        // Processes may fork while they are moved, so this is tried a bounded number of times.
-        let mut last = Ok(());
-        for _ in 0..16 {
-            for pid in fs::read_to_string(self.path.join("cgroup.procs"))?.lines() {
-                match fs::write(leaf.join("cgroup.procs"), pid) {
-                    // It has ended since.
-                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-                    other => other?,
-                }
-            }
-            last = fs::write(&control, &missing);
-            if last.is_ok() {
-                break;
-            }
-        }
-        last
-    }
-
-    /// Removes leaves whose owner was killed before it could.
-    fn sweep(&self) {
-        let Ok(entries) = fs::read_dir(&self.path) else {
-            return;
-        };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let Some(owner) = name.to_str().and_then(owner_of) else {
-                continue;
-            };
-            if matches!(
-                nix::sys::signal::kill(owner, None),
-                Err(nix::errno::Errno::ESRCH)
-            ) {
-                // A leaf that still has processes refuses; its turn comes at the next start.
-                drop(fs::remove_dir(entry.path()));
-            }
+    /// Removes the leaves of a launcher that was killed before it could.
+    pub(crate) fn clear(&self) {
+        for directory in &self.directories {
+            directory.sweep(|name| name.starts_with(&self.prefix));
         }
     }
 }
@@ -192,16 +243,18 @@ impl Subtree {
 /// What [`Subtree::examine`] finds where leaves can be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Delegation {
-    /// The cgroup's directory.
+    /// What a limit would be held by.
+    pub(crate) mechanism: Mechanism,
+    /// The directory of the caller's cgroup; on version 1, that of its memory.
     pub(crate) path: PathBuf,
-    /// Those of [`CONTROLLERS`] that it can give to its children.
-    pub(crate) controllers: Vec<&'static str>,
+    /// The controllers that leaves would have.
+    pub(crate) controllers: BTreeSet<Controller>,
 }
 
 impl Delegation {
     /// Whether a leaf here would hold `limit`.
     pub(crate) fn holds(&self, limit: LimitName) -> bool {
-        controller_of(limit).is_some_and(|controller| self.controllers.contains(&controller))
+        Controller::of(limit).is_some_and(|controller| self.controllers.contains(&controller))
     }
 }
 
@@ -212,12 +265,8 @@ pub(crate) enum Obstacle {
     NotMounted,
     /// The caller's own cgroup cannot be looked at.
     Unreachable { path: PathBuf, errno: i32 },
-    /// None of [`CONTROLLERS`] is offered to the caller's cgroup.
-    NothingOffered {
-        path: PathBuf,
-        /// Those that the host keeps on version 1 hierarchies.
-        version_1: Vec<&'static str>,
-    },
+    /// None of [`Controller::MAIN`] is offered to the caller's cgroup, nor is any on version 1.
+    NothingOffered { path: PathBuf },
     /// A file of the caller's cgroup, or with `.` the directory itself, is not the caller's to write.
     NotWritable {
         path: PathBuf,
@@ -226,30 +275,17 @@ pub(crate) enum Obstacle {
     },
     /// The controllers cannot be given to children.
     NotEnabled { path: PathBuf, errno: i32 },
+    /// The controllers are on version 1 hierarchies, in which the caller's cgroups are not its own.
+    Version1 {
+        /// In one of the hierarchies.
+        path: PathBuf,
+        controllers: Vec<Controller>,
+        errno: i32,
+    },
 }
 
 fn errno_of(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(libc::EIO)
-}
-
-/// Those of [`CONTROLLERS`] that the contents of `/proc/self/cgroup` show on version 1 hierarchies.
-fn version_1_controllers(membership: &str) -> Vec<&'static str> {
-    let lists = membership.lines().filter_map(|line| line.split(':').nth(1));
-    let names: Vec<&str> = lists.flat_map(|list| list.split(',')).collect();
-    CONTROLLERS
-        .into_iter()
-        .filter(|controller| names.contains(controller))
-        .collect()
-}
-
-/// The controller that holds a limit.
-fn controller_of(limit: LimitName) -> Option<&'static str> {
-    match limit {
-        LimitName::Memory | LimitName::Swap => Some("memory"),
-        LimitName::Cpus => Some("cpu"),
-        LimitName::Pids => Some("pids"),
-        _ => None,
-    }
 }
 
 /// The first process of the pid namespace that a leaf's name was made in, where `name` is that of a leaf.
@@ -263,112 +299,143 @@ pub(crate) fn owner_of(name: &str) -> Option<nix::unistd::Pid> {
     (pid > 0).then(|| nix::unistd::Pid::from_raw(pid))
 }
 
-/// Where cgroup v2 is mounted: alone, or beside version 1.
-pub(crate) fn mount_point() -> Option<&'static Path> {
-    ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
-        .into_iter()
-        .map(Path::new)
-        .find(|path| {
-            nix::sys::statfs::statfs(*path)
-                .is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::CGROUP2_SUPER_MAGIC)
-        })
-}
-
-/// The cgroup v2 path in the contents of `/proc/self/cgroup`.
-fn own_cgroup(membership: &str) -> Option<&str> {
-    membership.lines().find_map(|line| line.strip_prefix("0::"))
-}
-
-fn has_word(words: &str, wanted: &str) -> bool {
-    words.split_ascii_whitespace().any(|word| word == wanted)
+fn is_dead(process: nix::unistd::Pid) -> bool {
+    matches!(nix::sys::signal::kill(process, None), Err(Errno::ESRCH))
 }
 
 /// The launcher's side: makes leaves in a subtree that the caller found.
 #[derive(Debug)]
 pub(crate) struct Leaves {
-    subtree: OwnedFd,
-    owner: i32,
-    controllers: String,
+    mechanism: Mechanism,
+    directories: Vec<(Rc<OwnedFd>, Vec<Controller>)>,
+    prefix: String,
 }
 
 impl Leaves {
-    /// Leaves below `subtree`, marked as belonging to the process `owner` of the caller's pid namespace.
-    pub(crate) fn new(subtree: OwnedFd, owner: i32) -> io::Result<Self> {
-        let controllers = read_at(subtree.as_fd(), "cgroup.subtree_control")?;
-        Ok(Self {
-            subtree,
-            owner,
-            controllers,
-        })
+    /// Leaves below the subtree of this shape.
+    pub(crate) fn new(shape: Shape, descriptors: Vec<OwnedFd>) -> Self {
+        Self {
+            mechanism: shape.mechanism,
+            directories: descriptors
+                .into_iter()
+                .map(Rc::new)
+                .zip(shape.controllers)
+                .collect(),
+            prefix: shape.prefix,
+        }
     }
 
-    /// The limits that a leaf here can hold.
-    pub(crate) fn holds(&self, limit: LimitName) -> bool {
-        controller_of(limit).is_some_and(|controller| has_word(&self.controllers, controller))
-    }
-
-    /// Makes the leaf of the execution `id` and sets its limits.
-    pub(crate) fn create(&self, id: &str, limits: &Limits) -> io::Result<Leaf> {
-        let name = format!("{RUN_PREFIX}{}.{id}", self.owner);
-        nix::sys::stat::mkdirat(&self.subtree, name.as_str(), Mode::from_bits_retain(0o755))?;
-        let subtree = self.subtree.try_clone()?;
-        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory = match openat(&self.subtree, name.as_str(), flags, Mode::empty()) {
-            Ok(directory) => directory,
-            Err(error) => {
-                let _ = unlinkat(&self.subtree, name.as_str(), UnlinkatFlags::RemoveDir);
-                return Err(error.into());
-            }
+    /// Makes the leaf of the execution `id`, or nothing where no limit that is asked for could be held by it. `disks` are
+    /// those that the execution reaches, or `None` where it reaches something that no limit can be set on.
+    pub(crate) fn create(
+        &self,
+        id: &str,
+        limits: &Limits,
+        disks: Option<&[Disk]>,
+    ) -> io::Result<Option<Leaf>> {
+        let asked: BTreeSet<Controller> = LimitName::ALL
+            .iter()
+            .filter(|&&limit| is_asked(limit, limits))
+            .filter_map(|&limit| Controller::of(limit))
+            .collect();
+        let is_needed = |controllers: &[Controller]| {
+            controllers
+                .iter()
+                .any(|controller| asked.contains(controller))
         };
-        let leaf = Leaf {
-            subtree,
-            directory,
-            name,
-        };
-        if let (true, Some(bytes)) = (self.holds(LimitName::Memory), limits.memory) {
-            leaf.write("memory.max", &bytes.to_string())?;
-            leaf.write("memory.oom.group", "1")?;
+        if !self
+            .directories
+            .iter()
+            .any(|(_, controllers)| is_needed(controllers))
+        {
+            return Ok(None);
         }
-        if let (true, Some(bytes)) = (self.holds(LimitName::Swap), limits.swap) {
-            match leaf.write("memory.swap.max", &bytes.to_string()) {
-                // A kernel without swap accounting has no swap to give either.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                other => other?,
+        let mut leaf = Leaf {
+            mechanism: self.mechanism,
+            name: format!("{}{id}", self.prefix),
+            directories: Vec::new(),
+            held: BTreeSet::new(),
+            ends_together: false,
+        };
+        for (parent, controllers) in &self.directories {
+            if is_needed(controllers) || controllers.contains(&Controller::Cpuacct) {
+                leaf.make(parent, controllers)?;
             }
         }
-        if let (true, Some(pids)) = (self.holds(LimitName::Pids), limits.pids) {
-            leaf.write("pids.max", &pids.to_string())?;
-        }
-        if let (true, Some(cpus)) = (self.holds(LimitName::Cpus), limits.cpus) {
-            leaf.write("cpu.max", &cpu_max(cpus))?;
-        }
-        Ok(leaf)
+        leaf.hold(limits, disks);
+        Ok((!leaf.held.is_empty()).then_some(leaf))
     }
 }
 
-/// The contents of `cpu.max` for a number of processors. The kernel takes no quota below 1 ms.
-fn cpu_max(cpus: f64) -> String {
-    #[expect(clippy::cast_precision_loss, reason = "the period is 100,000")]
-    let quota = (cpus * CPU_PERIOD as f64).round().max(1000.0);
-    format!("{quota} {CPU_PERIOD}")
-}
-
-/// The cgroup of one execution. Dropping it ends what is in it and removes it.
+/// The cgroup of one execution, or its cgroups on version 1. Dropping it ends what is in it and removes it.
 #[derive(Debug)]
 pub(crate) struct Leaf {
-    subtree: OwnedFd,
-    directory: OwnedFd,
+    mechanism: Mechanism,
     name: String,
+    directories: Vec<LeafDirectory>,
+    held: BTreeSet<LimitName>,
+    /// Whether the kernel ends all processes where it ends one for lack of memory.
+    ends_together: bool,
+}
+
+#[derive(Debug)]
+struct LeafDirectory {
+    parent: Rc<OwnedFd>,
+    descriptor: OwnedFd,
+    controllers: Vec<Controller>,
+}
+
+/// A value for a file of a leaf.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Setting {
+    limit: LimitName,
+    file: &'static str,
+    value: String,
+}
+
+impl Setting {
+    fn new(limit: LimitName, file: &'static str, value: &impl ToString) -> Self {
+        Self {
+            limit,
+            file,
+            value: value.to_string(),
+        }
+    }
+
+    /// Whether the file says, after `value` was written to it, that at most this is allowed. The kernel rounds bytes down
+    /// to pages, and writes lists and settings of devices in a form of its own.
+    fn is_kept(&self, text: &str) -> bool {
+        let text = text.trim();
+        match self.limit {
+            LimitName::Cpuset => text.parse() == self.value.parse::<Cpuset>(),
+            LimitName::Io => {
+                let mut words = self.value.split(' ');
+                let device = words.next().unwrap_or_default();
+                let words: Vec<&str> = words.collect();
+                text.lines().any(|line| {
+                    let mut found = line.split(' ');
+                    found.next() == Some(device)
+                        && words
+                            .iter()
+                            .all(|word| line.split(' ').any(|found| found == *word))
+                })
+            }
+            _ => match (text.parse::<u64>(), self.value.parse::<u64>()) {
+                (Ok(found), Ok(value)) => found <= value,
+                _ => text == self.value,
+            },
+        }
+    }
 }
 
 /// What the kernel counted in a leaf. A counter that this kernel or subtree does not have is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
-    /// Bytes at the highest (`memory.peak`, Linux 5.19).
-    pub(crate) memory_peak: Option<u64>,
-    /// Processes killed because the memory limit was reached.
+    /// Bytes at the highest (`memory.peak`, Linux 5.19; on version 1 `memory.max_usage_in_bytes`).
+    pub(crate) memory_peak: Option<(u64, PeakSource)>,
+    /// Processes killed because the leaf's own memory limit was reached.
     pub(crate) memory_kills: u64,
-    /// Every line of `memory.events`.
+    /// Every line of `memory.events`; on version 1 `oom_kill` of `memory.oom_control`.
     pub(crate) memory_events: BTreeMap<String, u64>,
     /// Forks and threads refused.
     pub(crate) pids_refused: Option<u64>,
@@ -378,6 +445,8 @@ pub(crate) struct Counters {
     pub(crate) user_micros: Option<u64>,
     /// Microseconds of CPU time in the kernel.
     pub(crate) system_micros: Option<u64>,
+    /// Microseconds that processes were kept from running by the limit on processors.
+    pub(crate) throttled_micros: Option<u64>,
 }
 
 impl Counters {
@@ -389,71 +458,210 @@ impl Counters {
 }
 
 impl Leaf {
-    /// The directory's descriptor, for a process to be born in.
-    pub(crate) fn directory(&self) -> BorrowedFd<'_> {
-        self.directory.as_fd()
+    /// Makes its directory below `parent`.
+    fn make(&mut self, parent: &Rc<OwnedFd>, controllers: &[Controller]) -> io::Result<()> {
+        let name = self.name.as_str();
+        nix::sys::stat::mkdirat(parent, name, Mode::from_bits_retain(0o755))?;
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let descriptor = openat(parent, name, flags, Mode::empty()).inspect_err(|_| {
+            let _ = unlinkat(parent, name, UnlinkatFlags::RemoveDir);
+        })?;
+        self.directories.push(LeafDirectory {
+            parent: Rc::clone(parent),
+            descriptor,
+            controllers: controllers.to_vec(),
+        });
+        if self.mechanism == Mechanism::Cgroup1 {
+            let leaf = self.directories[self.directories.len() - 1]
+                .descriptor
+                .as_fd();
+            version1::prepare(parent.as_fd(), leaf, controllers)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the limits, and notes those that the kernel has taken.
+    fn hold(&mut self, limits: &Limits, disks: Option<&[Disk]>) {
+        let settings = match self.mechanism {
+            Mechanism::Cgroup1 => version1::settings(limits),
+            _ => version2::settings(limits, disks),
+        };
+        let mut refused = BTreeSet::new();
+        for setting in settings {
+            let Some(controller) = Controller::of(setting.limit) else {
+                continue;
+            };
+            match self.set(controller, &setting) {
+                Ok(()) => {
+                    self.held.insert(setting.limit);
+                }
+                Err(error) => {
+                    tracing::debug!(?setting, %error, "the cgroup does not take it");
+                    refused.insert(setting.limit);
+                }
+            }
+        }
+        self.held.retain(|limit| !refused.contains(limit));
+        self.ends_together = self.held.contains(&LimitName::Memory)
+            && self.mechanism != Mechanism::Cgroup1
+            && version2::end_together(self.of(Controller::Memory)).is_ok();
+    }
+
+    fn set(&self, controller: Controller, setting: &Setting) -> io::Result<()> {
+        let directory = self.of(controller);
+        write_at(directory, setting.file, &setting.value)?;
+        let text = read_at(directory, setting.file)?;
+        if setting.is_kept(&text) {
+            Ok(())
+        } else {
+            Err(io::Error::other(format!("reads {:?}", text.trim())))
+        }
+    }
+
+    /// The directory that has `controller`. Where none has, that is told by the files that it lacks.
+    fn of(&self, controller: Controller) -> BorrowedFd<'_> {
+        self.directories
+            .iter()
+            .find(|directory| directory.controllers.contains(&controller))
+            .unwrap_or(&self.directories[0])
+            .descriptor
+            .as_fd()
+    }
+
+    /// By what it holds `limit`, where it does.
+    pub(crate) fn holds(&self, limit: LimitName) -> Option<Mechanism> {
+        self.held.contains(&limit).then_some(self.mechanism)
+    }
+
+    /// Sends the way in to the process behind `socket`.
+    pub(crate) fn send_entrance(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        if self.mechanism == Mechanism::Cgroup1 {
+            let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+            let files = self
+                .directories
+                .iter()
+                .map(|directory| {
+                    openat(&directory.descriptor, "cgroup.procs", flags, Mode::empty())
+                })
+                .collect::<nix::Result<Vec<_>>>()?;
+            let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+            channel::send(socket, &EntranceKind::ByWriting, &files)
+        } else {
+            let directory = self.of(Controller::Memory);
+            channel::send(socket, &EntranceKind::ByBirth, &[directory])
+        }
     }
 
     /// Reads the counters.
     pub(crate) fn counters(&self) -> Counters {
-        let read = |file| read_at(self.directory.as_fd(), file).unwrap_or_default();
-        let memory_events = fields(&read("memory.events"));
-        let cpu = read("cpu.stat");
+        let read = |controller, file: &str| read_at(self.of(controller), file).unwrap_or_default();
         Counters {
-            memory_peak: read("memory.peak").trim().parse().ok(),
-            memory_kills: memory_events.get("oom_kill").copied().unwrap_or(0),
-            memory_events,
             pids_refused: self.pids_refused(),
-            pids_peak: read("pids.peak").trim().parse().ok(),
-            user_micros: field(&cpu, "user_usec"),
-            system_micros: field(&cpu, "system_usec"),
+            pids_peak: read(Controller::Pids, "pids.peak").trim().parse().ok(),
+            ..match self.mechanism {
+                Mechanism::Cgroup1 => version1::counters(read),
+                _ => version2::counters(|file| read(Controller::Memory, file)),
+            }
         }
+    }
+
+    /// Whether CPU time is counted here.
+    pub(crate) fn counts_cpu_time(&self) -> bool {
+        self.counters().user_micros.is_some()
     }
 
     /// How often a fork or thread has been refused so far.
     pub(crate) fn pids_refused(&self) -> Option<u64> {
-        let events = read_at(self.directory.as_fd(), "pids.events").ok()?;
-        field(&events, "max")
+        let events = read_at(self.of(Controller::Pids), "pids.events").ok()?;
+        fields(&events).remove("max")
     }
 
-    fn write(&self, file: &str, value: &str) -> io::Result<()> {
-        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-        let file = openat(&self.directory, file, flags, Mode::empty())?;
-        nix::unistd::write(file, value.as_bytes())?;
-        Ok(())
+    /// Whether the kernel has ended a process for the leaf's memory limit and left others: then it is to be ended as a
+    /// whole, as version 2 does it, for half a program is of no use to anybody.
+    pub(crate) fn is_half_dead(&self) -> bool {
+        !self.ends_together
+            && self.held.contains(&LimitName::Memory)
+            && self.counters().memory_kills > 0
     }
 }
 
 impl Drop for Leaf {
     fn drop(&mut self) {
-        // Before Linux 5.14 there is no cgroup.kill; the pid namespace has ended the processes then.
-        drop(self.write("cgroup.kill", "1"));
-        // Ended processes leave their cgroup a moment after they were waited for.
-        for _ in 0..200 {
-            match unlinkat(&self.subtree, self.name.as_str(), UnlinkatFlags::RemoveDir) {
-                Err(nix::errno::Errno::EBUSY) => {
-                    let pause = nix::sys::time::TimeSpec::from_duration(
-                        std::time::Duration::from_millis(5),
-                    );
-                    let _ = nix::poll::ppoll(&mut [], Some(pause), None);
+        for directory in &self.directories {
+            // On version 1 and before Linux 5.14 there is no cgroup.kill; the pid namespace has ended the processes then.
+            drop(write_at(directory.descriptor.as_fd(), "cgroup.kill", "1"));
+        }
+        for directory in &self.directories {
+            // Ended processes leave their cgroup a moment after they were waited for.
+            for _ in 0..200 {
+                let name = self.name.as_str();
+                match unlinkat(&directory.parent, name, UnlinkatFlags::RemoveDir) {
+                    Err(Errno::EBUSY) => {
+                        let pause = nix::sys::time::TimeSpec::from_duration(
+                            std::time::Duration::from_millis(5),
+                        );
+                        let _ = nix::poll::ppoll(&mut [], Some(pause), None);
+                    }
+                    _ => break,
                 }
-                _ => return,
             }
         }
     }
 }
 
-/// How a limit is held where there is a leaf for it and where there is none.
-pub(crate) fn mechanism(
-    limit: LimitName,
-    limits: &Limits,
-    leaves: Option<&Leaves>,
-    caller_is_root: bool,
-) -> Mechanism {
-    if leaves.is_some_and(|leaves| leaves.holds(limit)) {
-        return Mechanism::Cgroup2;
+/// How a process comes into a leaf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum EntranceKind {
+    /// There is no leaf.
+    Nowhere,
+    /// By being born there: the descriptor is the leaf's directory (version 2).
+    ByBirth,
+    /// By writing itself to each of the descriptors (version 1), which waits for a grace period of the kernel's.
+    ByWriting,
+}
+
+/// The way into a leaf, for the process that becomes the program.
+///
+/// It lies in the socket of the container's first process until the moment of the fork, so that there is no descriptor
+/// of a cgroup in any process that looks at paths of the image's: from a directory, `..` would lead to the host's root
+/// (CVE-2024-21626).
+#[derive(Debug)]
+pub(crate) struct Entrance {
+    kind: EntranceKind,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Entrance {
+    /// Says to the process behind `socket` that there is no leaf.
+    pub(crate) fn send_none(socket: BorrowedFd<'_>) -> io::Result<()> {
+        channel::send(socket, &EntranceKind::Nowhere, &[])
     }
-    mechanism_without_cgroup(limit, limits, caller_is_root)
+
+    /// Takes it from `socket`, whose first message it is.
+    pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Self> {
+        match channel::receive(socket)? {
+            Some((kind, descriptors)) => Ok(Self { kind, descriptors }),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// The directory to be born in, for [`fork_into`](crate::sys::fork_into).
+    pub(crate) fn birthplace(&self) -> Option<BorrowedFd<'_>> {
+        let first = self.descriptors.first().map(AsFd::as_fd);
+        first.filter(|_| self.kind == EntranceKind::ByBirth)
+    }
+
+    /// Enters, in the new process, where being born has not done it.
+    pub(crate) fn enter(self) -> Result<(), Failure> {
+        if self.kind == EntranceKind::ByWriting {
+            for file in &self.descriptors {
+                nix::unistd::write(file, b"0").map_err(|error| {
+                    Failure::new("hold a limit", "write \"0\" to cgroup.procs", error)
+                })?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// How a limit is held where no cgroup holds it.
@@ -472,27 +680,38 @@ pub(crate) fn mechanism_without_cgroup(
         LimitName::Memory | LimitName::Pids | LimitName::Cpus | LimitName::CpuTime => {
             Mechanism::Watchdog
         }
+        LimitName::Cpuset => Mechanism::Affinity,
         LimitName::Nofile | LimitName::Fsize => Mechanism::Rlimit,
         LimitName::Scratch | LimitName::ScratchInodes | LimitName::Shm => Mechanism::Tmpfs,
         LimitName::WallTime => Mechanism::Timer,
-        LimitName::Swap => Mechanism::None,
+        LimitName::Swap | LimitName::Io => Mechanism::None,
         LimitName::Output => Mechanism::Relay,
     }
 }
 
+/// The quota of CPU time per [`CPU_PERIOD`] for a number of processors. The kernel takes none below 1 ms.
+fn cpu_quota(cpus: f64) -> u64 {
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the period is 100,000, and what is too large saturates"
+    )]
+    let quota = (cpus * CPU_PERIOD as f64).round() as u64;
+    quota.max(1000)
+}
+
 fn read_at(directory: BorrowedFd<'_>, file: &str) -> io::Result<String> {
-    let file = openat(
-        directory,
-        file,
-        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )?;
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let file = openat(directory, file, flags, Mode::empty())?;
     io::read_to_string(fs::File::from(file))
 }
 
-/// The number after `key` in a file of `key value` lines.
-fn field(text: &str, key: &str) -> Option<u64> {
-    fields(text).remove(key)
+fn write_at(directory: BorrowedFd<'_>, file: &str, value: &str) -> io::Result<()> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let file = openat(directory, file, flags, Mode::empty())?;
+    nix::unistd::write(file, value.as_bytes())?;
+    Ok(())
 }
 
 /// A file of `key value` lines.
@@ -505,43 +724,82 @@ fn fields(text: &str) -> BTreeMap<String, u64> {
         .collect()
 }
 
+/// The contents of a file of this process's own in `/proc`.
+fn read_own(path: &'static str) -> Result<String, Obstacle> {
+    fs::read_to_string(path).map_err(|error| Obstacle::Unreachable {
+        path: Path::new(path).to_owned(),
+        errno: errno_of(&error),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn files_of_the_kernel_are_understood() {
+    fn lines_of_the_kernel_become_fields() {
+        let events = fields("low 0\noom 3\noom_kill 2\noom_group_kill 1\n");
+        assert_eq!(events.get("oom_kill"), Some(&2));
+        assert_eq!(events.get("oom_kil"), None);
+        assert_eq!(events.len(), 4);
+    }
+
+    #[test]
+    fn controllers_are_whole_words() {
+        let all = [Controller::Cpu, Controller::Cpuset, Controller::Memory];
         assert_eq!(
-            own_cgroup("12:pids:/a\n0::/user.slice/x\n"),
-            Some("/user.slice/x")
+            named("cpuset memory\n", all),
+            [Controller::Cpuset, Controller::Memory]
         );
-        assert_eq!(own_cgroup("12:pids:/a\n"), None);
-        assert_eq!(
-            version_1_controllers("4:cpu,cpuacct:/a\n8:pids:/a\n0::/\n"),
-            ["cpu", "pids"]
-        );
-        assert_eq!(version_1_controllers("3:cpuset:/a\n0::/\n"), [""; 0]);
-        assert_eq!(
-            field("low 0\noom 3\noom_kill 2\noom_group_kill 1\n", "oom_kill"),
-            Some(2)
-        );
-        assert_eq!(field("usage_usec 5\n", "user_usec"), None);
-        assert_eq!(field("max 3\n", "ma"), None);
-        assert!(has_word("cpu memory\n", "memory"));
-        assert!(!has_word("cpuset\n", "cpu"));
+        assert_eq!(named("rw,cpu,cpuacct", all), [Controller::Cpu]);
     }
 
     #[test]
     fn processors_become_a_quota() {
-        assert_eq!(cpu_max(0.5), "50000 100000");
-        assert_eq!(cpu_max(2.0), "200000 100000");
-        assert_eq!(cpu_max(0.000_1), "1000 100000");
+        assert_eq!(cpu_quota(0.5), 50_000);
+        assert_eq!(cpu_quota(2.0), 200_000);
+        assert_eq!(cpu_quota(0.000_1), 1000);
+    }
+
+    #[test]
+    fn a_setting_is_kept_where_no_more_is_allowed_than_was_written() {
+        use LimitName::{Cpus, Cpuset, Io, Memory, Pids};
+        let table = [
+            (Memory, "5000", "4096\n", true),
+            (Memory, "4096", "9223372036854771712\n", false),
+            (Memory, "4096", "max\n", false),
+            (Pids, "20", "20\n", true),
+            (Pids, "20", "max\n", false),
+            (Cpus, "50000 100000", "50000 100000\n", true),
+            (Cpus, "50000 100000", "max 100000\n", false),
+            (Cpus, "50000", "-1\n", false),
+            (Cpuset, "0,1,3", "0-1,3\n", true),
+            (Cpuset, "0,1", "0\n", false),
+            (Cpuset, "0,1", "\n", false),
+            (
+                Io,
+                "8:0 rbps=10",
+                "8:16 rbps=10\n8:0 rbps=10 wbps=max riops=max wiops=max\n",
+                true,
+            ),
+            (
+                Io,
+                "8:0 rbps=10 wbps=5",
+                "8:0 rbps=10 wbps=max riops=max wiops=max\n",
+                false,
+            ),
+            (Io, "8:0 rbps=10", "\n", false),
+        ];
+        for (limit, value, text, kept) in table {
+            let setting = Setting::new(limit, "file", &value);
+            assert_eq!(setting.is_kept(text), kept, "{setting:?}: {text:?}");
+        }
     }
 
     #[test]
     fn only_names_of_ours_have_an_owner() {
         assert_eq!(
-            owner_of("sbxrt-run.17.abc"),
+            owner_of("sbxrt-run.17.0.abc"),
             Some(nix::unistd::Pid::from_raw(17))
         );
         assert_eq!(owner_of("sbxrt-run.0.abc"), None);

@@ -24,6 +24,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 
+use crate::cgroup::Entrance;
 use crate::channel::{self, InitEvent, Order};
 use crate::error::{Failure, shortened};
 use crate::landlock::Rules;
@@ -49,14 +50,13 @@ pub(crate) struct Guest {
     pub(crate) memory: Mechanism,
     pub(crate) pids: Mechanism,
     pub(crate) cpus: Mechanism,
+    pub(crate) cpuset: Mechanism,
     pub(crate) emulate_root: bool,
     pub(crate) seccomp: seccomp::Policy,
     /// What may be written to where the root file system is read-only.
     pub(crate) writable: Option<Vec<PathBuf>>,
     /// Where events go and orders come from.
     pub(crate) launcher: i32,
-    /// The cgroup that the program is born in.
-    pub(crate) cgroup: Option<i32>,
     /// When the builder was done.
     pub(crate) created: Instant,
 }
@@ -98,12 +98,8 @@ impl Guest {
     /// Starts the program, waits for its end and reports it.
     fn run(&self) -> Result<(), Failure> {
         let failed = |error| Failure::new(STEP, "close_range", error);
-        let kept = [Some(self.launcher), self.cgroup].into_iter().flatten();
-        let kept = kept
-            .map(sys::borrow)
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(failed)?;
-        sys::keep_only(&kept).map_err(failed)?;
+        let launcher = sys::borrow(self.launcher).map_err(failed)?;
+        sys::keep_only(&[launcher]).map_err(failed)?;
         if self.network == Network::None {
             sys::loopback_up()
                 .map_err(|error| Failure::new(STEP, "bring the loopback interface up", error))?;
@@ -146,24 +142,22 @@ impl Guest {
         let filter = self.seccomp.program(self.emulate_root);
         let (warden, to_warden) =
             channel::pair().map_err(|error| Failure::new(STEP, "socketpair", error))?;
-        let cgroup = self
-            .cgroup
-            .map(sys::borrow)
-            .transpose()
-            .map_err(|error| Failure::new(STEP, "cgroup", error))?;
+        let entrance = Entrance::receive(launcher)
+            .map_err(|error| Failure::new(STEP, "receive the way into the cgroup", error))?;
         let started = Instant::now();
-        let pid =
-            match sys::fork_into(0, cgroup).map_err(|error| Failure::new(STEP, "clone3", error))? {
-                sys::Forked::Child => {
-                    let reports = Reports {
-                        outcome: &outcome_writer,
-                        warden: &to_warden,
-                    };
-                    program.become_it(self, terminal.as_ref(), rules, &reports)
-                }
-                sys::Forked::Parent(pid) => pid,
-            };
-        drop((outcome_writer, to_warden, rules));
+        let pid = match sys::fork_into(0, entrance.birthplace())
+            .map_err(|error| Failure::new(STEP, "clone3", error))?
+        {
+            sys::Forked::Child => {
+                let reports = Reports {
+                    outcome: &outcome_writer,
+                    warden: &to_warden,
+                };
+                program.become_it(self, entrance, terminal.as_ref(), rules, &reports)
+            }
+            sys::Forked::Parent(pid) => pid,
+        };
+        drop((entrance, outcome_writer, to_warden, rules));
         let mut warden = filter.map(|filter| Warden::new(filter.clone(), pid, warden));
         sys::drop_capabilities().map_err(|error| Failure::new(STEP, "drop capabilities", error))?;
         let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
@@ -525,11 +519,15 @@ impl Program {
     fn become_it(
         &self,
         guest: &Guest,
+        entrance: Entrance,
         terminal: Option<&Terminal>,
         rules: Option<Rules>,
         reports: &Reports<'_>,
     ) -> ! {
-        let end = match self.confine(guest, terminal, rules, reports) {
+        let confined = entrance
+            .enter()
+            .and_then(|()| self.confine(guest, terminal, rules, reports));
+        let end = match confined {
             Err(failure) => Outcome::Failed(failure),
             Ok(()) => self.execute(),
         };
@@ -568,6 +566,11 @@ impl Program {
         ] {
             std::fs::write(format!("/proc/self/{file}"), contents)
                 .map_err(|error| Failure::new(STEP, format!("/proc/self/{file}"), error))?;
+        }
+        if guest.cpuset == Mechanism::Affinity
+            && let Some(processors) = &guest.limits.cpuset
+        {
+            sys::set_processors(processors).map_err(failed("sched_setaffinity"))?;
         }
         if guest.cpus == Mechanism::Affinity
             && let Some(cpus) = guest.limits.cpus
@@ -723,7 +726,9 @@ pub(crate) fn is_asked(limit: LimitName, limits: &Limits) -> bool {
         LimitName::Memory => limits.memory.is_some(),
         LimitName::Swap => limits.swap.is_some(),
         LimitName::Cpus => limits.cpus.is_some(),
+        LimitName::Cpuset => limits.cpuset.is_some(),
         LimitName::Pids => limits.pids.is_some(),
+        LimitName::Io => limits.io_read.is_some() || limits.io_write.is_some(),
         LimitName::Nofile => limits.nofile.is_some(),
         LimitName::Fsize => limits.fsize.is_some(),
         LimitName::Scratch => limits.scratch_bytes.is_some(),

@@ -25,15 +25,13 @@ use serde::{Deserialize, Serialize};
 
 use self::collection::Collection;
 use self::run::Run;
-use crate::cgroup::{self, Leaves};
+use crate::cgroup::{self, Leaves, Shape};
 use crate::channel::{self, Event};
 use crate::error::Failure;
 use crate::sys;
 
 /// The descriptor on which a launcher finds the caller's socket.
 pub(crate) const CONTROL: i32 = 3;
-/// The descriptor on which it finds the delegated cgroup, where there is one.
-pub(crate) const SUBTREE: i32 = 4;
 
 /// At most so many descriptors does an execution take for as long as it lives, a few more while it starts, and one for each
 /// place that its outputs go to and for each file system in memory.
@@ -46,12 +44,10 @@ const SLACK_OF_A_RUN: Duration = Duration::from_micros(4);
 /// What a launcher is told when it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Setup {
-    /// The caller's pid in its own pid namespace.
-    pub(crate) owner: i32,
     /// Whether the caller is the host's root user.
     pub(crate) caller_is_root: bool,
-    /// Whether descriptor [`SUBTREE`] is a delegated cgroup.
-    pub(crate) has_subtree: bool,
+    /// Where cgroups can be made, whose descriptors come along; `None` where there is no such place.
+    pub(crate) subtree: Option<Shape>,
 }
 
 /// Runs the launcher until the caller is gone, and ends the process.
@@ -59,14 +55,15 @@ pub(crate) fn run() -> ! {
     let Ok(control) = sys::adopt(CONTROL) else {
         sys::exit_now(125)
     };
-    let Ok(Some((setup, _))) = channel::receive::<Setup>(control.as_fd()) else {
+    let Ok(Some((setup, descriptors))) = channel::receive::<Setup>(control.as_fd()) else {
         sys::exit_now(125)
     };
-    let (leaves, broken) = match prepare(&setup) {
-        Ok(leaves) => (leaves, None),
-        Err(failure) => (None, Some(failure)),
-    };
-    let caller_is_root = setup.caller_is_root;
+    let broken = prepare().err();
+    let Setup {
+        caller_is_root,
+        subtree,
+    } = setup;
+    let leaves = subtree.map(|shape| Leaves::new(shape, descriptors));
     let mut launcher = Launcher {
         control: Some(control),
         caller_is_root,
@@ -80,7 +77,7 @@ pub(crate) fn run() -> ! {
 }
 
 /// Makes this process's view of the host fit for libcontainer.
-fn prepare(setup: &Setup) -> Result<Option<Leaves>, Failure> {
+fn prepare() -> Result<(), Failure> {
     const STEP: &str = "prepare the launcher";
     // For ps; without a name of its own it would be called by the number of the descriptor that it was executed from.
     let _ = nix::sys::prctl::set_name(c"sbxrt-launcher");
@@ -109,16 +106,8 @@ fn prepare(setup: &Setup) -> Result<Option<Leaves>, Failure> {
             )
         },
     )?;
-    let leaves = if setup.has_subtree {
-        let failed = |error| Failure::new(STEP, "cgroup.subtree_control", error);
-        let subtree = sys::adopt(SUBTREE).map_err(failed)?;
-        Some(Leaves::new(subtree, setup.owner).map_err(failed)?)
-    } else {
-        None
-    };
     shield_cgroups()
-        .map_err(|error| Failure::new(STEP, "a read-only cgroup2 on /sys/fs/cgroup", error))?;
-    Ok(leaves)
+        .map_err(|error| Failure::new(STEP, "a read-only cgroup2 on /sys/fs/cgroup", error))
 }
 
 /// Shows libcontainer a read-only cgroup2 file system, whatever the host has.

@@ -17,6 +17,8 @@
 mod builder;
 mod cgroup;
 mod channel;
+mod cpuset;
+mod disk;
 mod error;
 mod guest;
 mod landlock;
@@ -37,6 +39,7 @@ mod sys;
 mod user;
 mod watchdog;
 
+pub use cpuset::{Cpuset, CpusetError};
 pub use error::{Error, Failure, Result};
 pub use outputs::{FileKind, OutputFile, OutputLimits, OutputPath, Outputs};
 pub use remains::Remains;

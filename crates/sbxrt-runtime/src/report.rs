@@ -66,7 +66,8 @@ pub struct Evidence {
     pub wait_status: Option<i32>,
     /// Who sent the signal that ended the program, where that is known.
     pub sender: Option<Sender>,
-    /// `memory.events` of the execution's cgroup; empty where it has none.
+    /// `memory.events` of the execution's cgroup; on version 1 `oom_kill` of `memory.oom_control`. Empty where it
+    /// has none.
     pub memory_events: BTreeMap<String, u64>,
     /// Forks and threads that were refused, where the kernel counts them.
     pub pids_refused: Option<u64>,
@@ -151,6 +152,8 @@ pub struct Usage {
 pub enum PeakSource {
     /// `memory.peak` of the execution's own cgroup: exact, all processes together.
     Cgroup2,
+    /// `memory.max_usage_in_bytes` of the execution's own cgroup of version 1: as exact.
+    Cgroup1,
     /// The largest sum over all processes that the watchdog saw.
     Watchdog,
     /// The largest single process (`ru_maxrss`), at least what sbxrt's own start-up code uses.

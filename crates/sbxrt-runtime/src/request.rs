@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cpuset::Cpuset;
 use crate::outputs::Outputs;
 use crate::seccomp::Policy;
 
@@ -286,8 +287,12 @@ named! {
         Swap = "swap",
         /// Processors.
         Cpus = "cpus",
+        /// Which processors.
+        Cpuset = "cpuset",
         /// Processes and threads.
         Pids = "pids",
+        /// Bytes read from and written to disks, per second.
+        Io = "io",
         /// Open files of each process.
         Nofile = "nofile",
         /// Bytes of each file that is written to.
@@ -386,8 +391,14 @@ pub struct Limits {
     pub swap: Option<u64>,
     /// Processors, in fractions: 0.5 is half of one.
     pub cpus: Option<f64>,
+    /// Which processors. One that the caller may not use itself, or that does not exist, is an error.
+    pub cpuset: Option<Cpuset>,
     /// Processes and threads.
     pub pids: Option<u32>,
+    /// Bytes per second that may be read from each disk behind the root file system, its `upper` and the mounts.
+    pub io_read: Option<u64>,
+    /// As many that may be written.
+    pub io_write: Option<u64>,
     /// Open files of each process.
     pub nofile: Option<u64>,
     /// Bytes of each file that is written to. Writing on is refused with `EFBIG`, and with `SIGXFSZ`.
@@ -415,7 +426,10 @@ impl Default for Limits {
             memory: Some(512 << 20),
             swap: Some(0),
             cpus: Some(1.0),
+            cpuset: None,
             pids: Some(128),
+            io_read: None,
+            io_write: None,
             nofile: Some(1024),
             fsize: None,
             wall_time: None,

@@ -12,7 +12,7 @@ use nix::sys::time::TimeSpec;
 use crate::cgroup::Subtree;
 use crate::channel::{self, Event, Order};
 use crate::error::{Error, Failure, Result};
-use crate::launcher::{CONTROL, SUBTREE, Setup, Submission};
+use crate::launcher::{CONTROL, Setup, Submission};
 use crate::report::Report;
 use crate::request::Request;
 use crate::sys::{self, StringArray};
@@ -40,6 +40,8 @@ static INITIALIZED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBoo
 pub struct Launcher {
     control: OwnedFd,
     pid: libc::pid_t,
+    /// Where it makes cgroups.
+    subtree: Option<Subtree>,
 }
 
 impl Launcher {
@@ -58,17 +60,22 @@ impl Launcher {
             let step = step.to_owned();
             move |source: io::Error| Error::Launcher { step, source }
         };
-        let subtree = Subtree::find().map(Subtree::into_directory);
+        let subtree = Subtree::find();
         let (control, theirs) = channel::pair().map_err(failed("socketpair"))?;
         let setup = Setup {
-            owner: std::process::id().cast_signed(),
             caller_is_root: nix::unistd::geteuid().is_root(),
-            has_subtree: subtree.is_some(),
+            subtree: subtree.as_ref().map(Subtree::shape),
         };
-        let pid = Birth::prepare(&theirs, subtree.as_ref())?.spawn()?;
+        let pid = Birth::prepare(&theirs)?.spawn()?;
         drop(theirs);
-        let launcher = Self { control, pid };
-        channel::send(launcher.control.as_fd(), &setup, &[]).map_err(Error::Channel)?;
+        let launcher = Self {
+            control,
+            pid,
+            subtree,
+        };
+        let descriptors = launcher.subtree.as_ref().map(Subtree::descriptors);
+        let descriptors = descriptors.unwrap_or_default();
+        channel::send(launcher.control.as_fd(), &setup, &descriptors).map_err(Error::Channel)?;
         Ok(launcher)
     }
 
@@ -120,7 +127,13 @@ impl Drop for Launcher {
         });
         let pid = self.pid;
         if gone {
-            drop(sys::wait_for(pid));
+            let status = sys::wait_for(pid);
+            if let (true, Some(subtree)) = (
+                status.is_ok_and(|status| libc::WIFSIGNALED(status)),
+                &self.subtree,
+            ) {
+                subtree.clear();
+            }
         } else {
             // Later, or never: this process's end does as well.
             let waiting = std::thread::Builder::new().name("sbxrt-reaper".to_owned());
@@ -251,7 +264,6 @@ struct Birth {
     executable: CString,
     identity: (u64, u64),
     control: RawFd,
-    subtree: Option<RawFd>,
     uid_map: CString,
     gid_map: CString,
     arguments: StringArray,
@@ -260,7 +272,7 @@ struct Birth {
 }
 
 impl Birth {
-    fn prepare(control: &OwnedFd, subtree: Option<&OwnedFd>) -> Result<Self> {
+    fn prepare(control: &OwnedFd) -> Result<Self> {
         let failed = |step: &'static str| {
             move |source: io::Error| Error::Launcher {
                 step: step.to_owned(),
@@ -278,7 +290,6 @@ impl Birth {
                 .map_err(|error| failed("prepare")(error.into()))?,
             identity: (running.st_dev, running.st_ino),
             control: control.as_raw_fd(),
-            subtree: subtree.map(AsRawFd::as_raw_fd),
             uid_map: text(format!("0 {} 1", nix::unistd::geteuid()))?,
             gid_map: text(format!("0 {} 1", nix::unistd::getegid()))?,
             arguments: StringArray::new(&[ARGUMENT])
@@ -339,22 +350,12 @@ impl Birth {
         // this executable for writing (CVE-2019-5736).
         let executable = sys::clone_executable(&self.executable, self.identity)
             .map_err(|error| ("open_tree of /proc/self/exe", error))?;
-        let control = sys::duplicate_above(self.control, SUBTREE + 1)
+        let control = sys::duplicate_above(self.control, CONTROL + 1)
             .map_err(|error| ("fcntl(F_DUPFD)", error))?;
-        if let Some(subtree) = self.subtree {
-            let subtree = sys::duplicate_above(subtree, SUBTREE + 1)
-                .map_err(|error| ("fcntl(F_DUPFD)", error))?;
-            sys::duplicate_number(subtree, SUBTREE).map_err(|error| ("dup2", error))?;
-        }
-        let executable = sys::duplicate_above(executable, SUBTREE + 1)
+        let executable = sys::duplicate_above(executable, CONTROL + 1)
             .map_err(|error| ("fcntl(F_DUPFD)", error))?;
         sys::duplicate_number(control, CONTROL).map_err(|error| ("dup2", error))?;
-        let kept = if self.subtree.is_some() {
-            SUBTREE
-        } else {
-            CONTROL
-        };
-        sys::close_range(kept + 1, true).map_err(|error| ("close_range", error))?;
+        sys::close_range(CONTROL + 1, true).map_err(|error| ("close_range", error))?;
         sys::reset_session().map_err(|error| ("setsid, sigprocmask", error))?;
         Err((
             "execveat of /proc/self/exe",

@@ -11,6 +11,8 @@ use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint, c_ulong};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use crate::cpuset::Cpuset;
+
 /// Turns the kernel's `-1` into the error of this thread.
 fn check(result: c_long) -> io::Result<c_long> {
     if result < 0 {
@@ -646,30 +648,38 @@ pub(crate) fn set_limit(resource: c_uint, soft: u64, hard: u64) -> io::Result<()
     .map(drop)
 }
 
-/// Restricts this process, and all that it starts, to the first `count` processors that it may use.
-pub(crate) fn restrict_processors(count: usize) -> io::Result<()> {
+/// The processors that this process may use. Allocates.
+pub(crate) fn processors() -> io::Result<Cpuset> {
     // SAFETY: an all-zero `cpu_set_t` is the empty set.
     let mut allowed: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     // SAFETY: the size is that of `allowed`.
     check(c_long::from(unsafe {
         libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut allowed)
     }))?;
-    let mut kept = 0;
-    for cpu in 0..8 * size_of::<libc::cpu_set_t>() {
-        // SAFETY: `cpu` is within the set.
-        if unsafe { libc::CPU_ISSET(cpu, &allowed) } {
-            kept += 1;
-            if kept > count {
-                // SAFETY: `cpu` is within the set.
-                unsafe { libc::CPU_CLR(cpu, &mut allowed) };
-            }
-        }
+    let numbers = 0..=Cpuset::LAST;
+    // SAFETY: every number of a `Cpuset` is within a `cpu_set_t`.
+    let is_allowed = |number: &u16| unsafe { libc::CPU_ISSET(usize::from(*number), &allowed) };
+    Ok(numbers.filter(is_allowed).collect())
+}
+
+/// Restricts this process, and all that it starts, to `processors`.
+pub(crate) fn set_processors(processors: &Cpuset) -> io::Result<()> {
+    // SAFETY: an all-zero `cpu_set_t` is the empty set.
+    let mut allowed: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for number in processors.iter() {
+        // SAFETY: every number of a `Cpuset` is within a `cpu_set_t`.
+        unsafe { libc::CPU_SET(usize::from(number), &mut allowed) };
     }
     // SAFETY: the size is that of `allowed`.
     check(c_long::from(unsafe {
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const allowed)
     }))
     .map(drop)
+}
+
+/// Restricts this process, and all that it starts, to the first `count` processors that it may use. Allocates.
+pub(crate) fn restrict_processors(count: usize) -> io::Result<()> {
+    set_processors(&processors()?.iter().take(count).collect())
 }
 
 /// Adopts a descriptor that this process was born with.

@@ -269,7 +269,7 @@ impl Facts<'_> {
             };
         let largest_process = exit.as_ref().map_or(0, |exit| exit.largest_process);
         let (memory_peak, memory_peak_source) = match (counters.memory_peak, seen) {
-            (Some(peak), _) => (peak, PeakSource::Cgroup2),
+            (Some(peak), _) => peak,
             (None, Some(seen)) if seen.memory_peak > largest_process => {
                 (seen.memory_peak, PeakSource::Watchdog)
             }
@@ -856,7 +856,7 @@ mod tests {
         let mut facts = facts(&limits, &mechanisms, &signals);
         facts.exit = full(status(1), &[Scratch]);
         facts.counters = Counters {
-            memory_peak: Some(5 << 20),
+            memory_peak: Some((5 << 20, PeakSource::Cgroup2)),
             pids_refused: Some(2),
             pids_peak: Some(128),
             user_micros: Some(1_000),

@@ -12,8 +12,9 @@ use super::account::{Exit, Facts, Verdict};
 use super::collection::Collection;
 use super::null;
 use crate::builder::Build;
-use crate::cgroup::{self, Leaf, Leaves};
+use crate::cgroup::{self, Entrance, Leaf, Leaves};
 use crate::channel::{self, BuildEvent, Event, InitEvent, Order};
+use crate::disk::Disk;
 use crate::error::Failure;
 use crate::guest::is_asked;
 use crate::living::{is_over, is_stuck, living};
@@ -154,14 +155,40 @@ impl Run {
         let failed = |what: &'static str| move |error: io::Error| Failure::new(STEP, what, error);
         let request: Request = channel::disclose(request).map_err(failed("read it"))?;
         let limits = &request.limits;
+        if let Some(processors) = &limits.cpuset {
+            let usable = sys::processors().map_err(failed("sched_getaffinity"))?;
+            if let Some(missing) = processors.missing_in(&usable) {
+                return Err(Failure::reason(
+                    "hold a limit",
+                    LimitName::Cpuset.to_string(),
+                    format!("there is no processor {missing} to use here, only {usable}"),
+                ));
+            }
+        }
+        let disks = if is_asked(LimitName::Io, limits) {
+            Disk::reached_by(&request).map_err(failed("find its disks"))?
+        } else {
+            None
+        };
+        let leaf = match leaves {
+            Some(leaves) => leaves
+                .create(&request.id, limits, disks.as_deref())
+                .map_err(|error| {
+                    Failure::new("hold a limit", format!("cgroup of {}", request.id), error)
+                })?,
+            None => None,
+        };
         let mechanisms: BTreeMap<LimitName, Mechanism> = LimitName::ALL
             .iter()
             .filter(|&&limit| is_asked(limit, limits))
             .map(|&limit| {
+                let by_cgroup = leaf.as_ref().and_then(|leaf| leaf.holds(limit));
                 let mechanism = match limit {
                     // It is somebody's disk, and has no size of its own.
                     LimitName::Scratch if request.upper.is_some() => Mechanism::None,
-                    _ => cgroup::mechanism(limit, limits, leaves, caller_is_root),
+                    _ => by_cgroup.unwrap_or_else(|| {
+                        cgroup::mechanism_without_cgroup(limit, limits, caller_is_root)
+                    }),
                 };
                 (limit, mechanism)
             })
@@ -186,24 +213,17 @@ impl Run {
             }
         }
         let held = |limit| mechanisms.get(&limit).copied().unwrap_or(Mechanism::None);
-        let leaf = match leaves {
-            Some(leaves)
-                if mechanisms
-                    .values()
-                    .any(|&mechanism| mechanism == Mechanism::Cgroup2) =>
-            {
-                Some(leaves.create(&request.id, limits).map_err(|error| {
-                    Failure::new("hold a limit", format!("cgroup of {}", request.id), error)
-                })?)
-            }
-            _ => None,
-        };
         let (build_events, build_sender) = channel::pair().map_err(failed("socketpair"))?;
         let (init_events, init_sender) = channel::pair().map_err(failed("socketpair"))?;
         for events in [&build_events, &init_events] {
             // Other processes may hold the far end open for a while longer than the one that was to speak.
             channel::set_nonblocking(events).map_err(failed("fcntl"))?;
         }
+        match &leaf {
+            Some(leaf) => leaf.send_entrance(init_events.as_fd()),
+            None => Entrance::send_none(init_events.as_fd()),
+        }
+        .map_err(failed("send the way into the cgroup"))?;
         let [stdin, stdout, stderr] = streams.map(|stream| stream.map_or_else(null, Ok));
         let streams = [
             stdin.map_err(failed("/dev/null"))?,
@@ -213,10 +233,8 @@ impl Run {
         let pid = match sys::fork_into(0, None).map_err(failed("clone3"))? {
             sys::Forked::Parent(pid) => pid,
             sys::Forked::Child => {
-                let cgroup = leaf.as_ref().map(Leaf::directory);
                 let mut kept = vec![build_sender.as_fd(), init_sender.as_fd()];
                 kept.extend(streams.iter().map(AsFd::as_fd));
-                kept.extend(cgroup);
                 if sys::keep_only(&kept).is_err() {
                     sys::exit_now(1);
                 }
@@ -224,14 +242,15 @@ impl Run {
                 let memory = held(LimitName::Memory);
                 let pids = held(LimitName::Pids);
                 let cpus = held(LimitName::Cpus);
+                let cpuset = held(LimitName::Cpuset);
                 let build = Build {
                     request: &request,
                     memory,
                     pids,
                     cpus,
+                    cpuset,
                     streams,
                     init: init_sender,
-                    cgroup,
                 };
                 sys::exit_now(build.run(build_sender.as_fd()));
             }
@@ -377,6 +396,9 @@ impl Run {
             {
                 self.end(Verdict::Pids);
             }
+            if self.leaf.as_ref().is_some_and(Leaf::is_half_dead) {
+                self.end(Verdict::Memory);
+            }
         }
         if let Some(watchdog) = self
             .watchdog
@@ -405,7 +427,7 @@ impl Run {
     /// Takes account of what is used before it is ended: the kernel throws the times of processes away that die with
     /// their pid namespace.
     fn account(&mut self) {
-        if self.leaf.is_some() {
+        if self.leaf.as_ref().is_some_and(Leaf::counts_cpu_time) {
             return;
         }
         if let (None, Some(init)) = (&self.watchdog, &self.init) {

@@ -7,18 +7,11 @@ use nix::errno::Errno;
 
 use super::advice::{Advice, Container};
 use super::{Check, Status};
-use crate::cgroup::{self, Delegation, Obstacle, Subtree};
-use crate::request::{LimitName, Limits, Mechanism};
+use crate::cgroup::{self, Controller, Delegation, Obstacle, Subtree};
+use crate::request::{LimitName, Limits, Mechanism, Requirement};
 
 const NAME: &str = "cgroup";
 const INSTEAD: &str = "sbxrt watches the limits itself instead";
-/// The limits that a cgroup can hold, in the kernel's names and in ours.
-const CONTROLLERS: [(&str, LimitName); 3] = [
-    ("memory", LimitName::Memory),
-    ("cpu", LimitName::Cpus),
-    ("pids", LimitName::Pids),
-];
-
 /// What the advice about cgroups depends on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Surroundings {
@@ -56,7 +49,7 @@ pub(super) fn check(container: Option<Container>) -> (Check, BTreeMap<LimitName,
     let limits = LimitName::ALL
         .iter()
         .map(|&limit| match &found {
-            Ok(delegation) if delegation.holds(limit) => (limit, Mechanism::Cgroup2),
+            Ok(delegation) if delegation.holds(limit) => (limit, delegation.mechanism),
             _ => (
                 limit,
                 cgroup::mechanism_without_cgroup(limit, &Limits::default(), is_root),
@@ -72,11 +65,19 @@ pub(super) fn correct(
     container: Option<Container>,
     limits: &BTreeMap<LimitName, Mechanism>,
 ) {
-    let unused: Vec<&str> = CONTROLLERS
-        .into_iter()
-        .filter(|(_, limit)| limits.get(limit) != Some(&Mechanism::Cgroup2))
-        .map(|(controller, _)| controller)
-        .collect();
+    let unused: Vec<&str> = [
+        ("memory", LimitName::Memory),
+        ("cpu", LimitName::Cpus),
+        ("pids", LimitName::Pids),
+    ]
+    .into_iter()
+    .filter(|(_, limit)| {
+        !limits
+            .get(limit)
+            .is_some_and(|&mechanism| Requirement::Cgroup.is_met_by(mechanism))
+    })
+    .map(|(controller, _)| controller)
+    .collect();
     if check.status != Status::Ok || unused.is_empty() {
         return;
     }
@@ -102,29 +103,36 @@ fn judge(found: &Result<Delegation, Obstacle>, around: &Surroundings) -> Check {
         format!("{errno:?}: {}", errno.desc())
     };
     match found {
-        Ok(Delegation { path, controllers }) => {
-            let lacking: Vec<&str> = CONTROLLERS
+        Ok(Delegation {
+            mechanism,
+            path,
+            controllers,
+        }) => {
+            let lacking = Controller::MAIN
                 .into_iter()
-                .map(|(controller, _)| controller)
-                .filter(|controller| !controllers.contains(controller))
-                .collect();
-            let detail = format!(
-                "version 2, {} is delegated: {}",
-                path.display(),
-                controllers.join(", ")
-            );
+                .filter(|controller| !controllers.contains(controller));
+            let lacking = list(lacking);
+            let found = list(controllers.iter().copied());
+            let detail = match mechanism {
+                Mechanism::Cgroup1 => format!(
+                    "version 1, {} and its like belong to {}: {found}",
+                    path.display(),
+                    around.user
+                ),
+                _ => format!("version 2, {} is delegated: {found}", path.display()),
+            };
             if lacking.is_empty() {
                 return Check::ok(NAME, detail);
             }
-            let lacking = lacking.join(", ");
-            degraded(
-                detail,
-                offering(
-                    format!("{lacking}: not among them; {INSTEAD}"),
-                    path,
-                    around,
-                ),
-            )
+            let reason = format!("{lacking}: not among them; {INSTEAD}");
+            let advice = match mechanism {
+                Mechanism::Cgroup1 if around.is_slurm_job => Advice::without_fix(format!(
+                    "{reason}; these are the ones that this SLURM hands to the user"
+                )),
+                Mechanism::Cgroup1 => unified(reason),
+                _ => offering(reason, path, around),
+            };
+            degraded(detail, advice)
         }
         Err(Obstacle::NotMounted) => degraded(
             "version 2 is not mounted on /sys/fs/cgroup".to_owned(),
@@ -148,14 +156,7 @@ fn judge(found: &Result<Delegation, Obstacle>, around: &Surroundings) -> Check {
                 "this process's own cgroup lies outside of what /sys/fs/cgroup shows here; {INSTEAD}"
             )),
         ),
-        Err(Obstacle::NothingOffered { path, version_1 }) if !version_1.is_empty() => degraded(
-            format!("hybrid: version 2 on {} has no controllers", path.display()),
-            unified(format!(
-                "{} are on version 1 hierarchies; {INSTEAD}",
-                version_1.join(", ")
-            )),
-        ),
-        Err(Obstacle::NothingOffered { path, .. }) => degraded(
+        Err(Obstacle::NothingOffered { path }) => degraded(
             format!(
                 "version 2, but {} is offered no controllers",
                 path.display()
@@ -196,7 +197,34 @@ fn judge(found: &Result<Delegation, Obstacle>, around: &Surroundings) -> Check {
             ),
             crowded(around),
         ),
+        Err(Obstacle::Version1 {
+            path,
+            controllers,
+            errno: number,
+        }) => {
+            let reason = format!(
+                "{} are on version 1 hierarchies, which are not delegated to users; {INSTEAD}",
+                list(controllers.iter().copied())
+            );
+            degraded(
+                format!(
+                    "version 1, {} is not writable: {}",
+                    path.display(),
+                    errno(number)
+                ),
+                match around.container {
+                    _ if around.is_slurm_job => slurm(&reason),
+                    Some(_) => Advice::without_fix(reason),
+                    None => unified(reason),
+                },
+            )
+        }
     }
+}
+
+fn list(controllers: impl Iterator<Item = Controller>) -> String {
+    let names: Vec<&str> = controllers.map(Controller::as_str).collect();
+    names.join(", ")
 }
 
 /// How to get rid of version 1.
@@ -312,21 +340,36 @@ mod tests {
                 errno,
             })
         };
-        let delegation = |controllers: &[&'static str]| {
+        let delegation = |controllers: &[Controller]| {
             Ok(Delegation {
+                mechanism: Mechanism::Cgroup2,
                 path: path(),
-                controllers: controllers.to_vec(),
+                controllers: controllers.iter().copied().collect(),
             })
         };
+        let version_1 = |controllers: &[Controller]| {
+            Ok(Delegation {
+                mechanism: Mechanism::Cgroup1,
+                path: "/sys/fs/cgroup/memory/job".into(),
+                controllers: controllers.iter().copied().collect(),
+            })
+        };
+        let not_owned = || {
+            Err(Obstacle::Version1 {
+                path: "/sys/fs/cgroup/memory/job".into(),
+                controllers: vec![Controller::Memory, Controller::Pids],
+                errno: libc::EACCES,
+            })
+        };
+        let job = || Surroundings {
+            is_slurm_job: true,
+            ..desktop()
+        };
         let table = [
-            (
-                "all of them",
-                delegation(&["cpu", "memory", "pids"]),
-                plain(),
-            ),
+            ("all of them", delegation(&Controller::MAIN), plain()),
             (
                 "systemd's default",
-                delegation(&["memory", "pids"]),
+                delegation(&[Controller::Memory, Controller::Pids]),
                 desktop(),
             ),
             ("not delegated, bare", not_writable(libc::EACCES), plain()),
@@ -340,14 +383,7 @@ mod tests {
                 not_writable(libc::EACCES),
                 desktop(),
             ),
-            (
-                "not delegated, SLURM",
-                not_writable(libc::EACCES),
-                Surroundings {
-                    is_slurm_job: true,
-                    ..desktop()
-                },
-            ),
+            ("not delegated, SLURM", not_writable(libc::EACCES), job()),
             (
                 "podman",
                 not_writable(libc::EROFS),
@@ -364,22 +400,19 @@ mod tests {
                     ..plain()
                 },
             ),
-            ("version 1", Err(Obstacle::NotMounted), systemd()),
+            ("no version 2", Err(Obstacle::NotMounted), systemd()),
             ("no cgroups", Err(Obstacle::NotMounted), plain()),
+            ("version 1, root", version_1(&Controller::MAIN), plain()),
             (
-                "hybrid",
-                Err(Obstacle::NothingOffered {
-                    path: path(),
-                    version_1: vec!["memory", "pids"],
-                }),
-                systemd(),
+                "version 1, SLURM up to 22.05",
+                version_1(&[Controller::Cpuacct, Controller::Memory]),
+                job(),
             ),
+            ("version 1, not owned", not_owned(), systemd()),
+            ("version 1, not owned, SLURM", not_owned(), job()),
             (
                 "nothing offered",
-                Err(Obstacle::NothingOffered {
-                    path: path(),
-                    version_1: Vec::new(),
-                }),
+                Err(Obstacle::NothingOffered { path: path() }),
                 plain(),
             ),
             (
