@@ -22,6 +22,8 @@ pub enum Need {
     Version1,
     /// `freezing`: the tests may mount a file system of a file's, and freeze it.
     Freezing,
+    /// `systemd`: systemd, and a delegated cgroup in which it can be started for the user.
+    Systemd,
     /// `fixtures`: the images of `scripts/fixtures`.
     Fixtures,
     /// `languages`: the images of `rootfs/build`.
@@ -42,6 +44,7 @@ impl Need {
             Self::DelegatedCgroup => "cgroup",
             Self::Version1 => "cgroup1",
             Self::Freezing => "freezing",
+            Self::Systemd => "systemd",
             Self::Fixtures => "fixtures",
             Self::Languages => "languages",
             Self::Registry => "registry",
@@ -71,6 +74,9 @@ impl Need {
                 "d=$(mktemp -d); trap 'umount -l $d/m 2>&1; rm -rf $d' EXIT; mkdir $d/m; truncate -s 16M $d/f; \
                  mkfs.ext4 -q $d/f; mount -o loop $d/f $d/m; fsfreeze -f $d/m; fsfreeze -u $d/m",
             ])),
+            Self::Systemd => absent("/usr/lib/systemd/systemd")
+                .or_else(|| absent("/run/systemd/system"))
+                .or_else(|| absent("/sys/fs/cgroup/session/manager")),
             Self::Fixtures => unset("SBXRT_TEST_FIXTURES"),
             Self::Languages => unset("SBXRT_TEST_LANGUAGES"),
             Self::Registry => unset("SBXRT_TEST_REGISTRY"),
@@ -112,6 +118,10 @@ pub(crate) fn skip(name: &str, reason: &str) {
         file.write_all(format!("{test}: needs {name}: {reason}\n").as_bytes())
             .unwrap();
     }
+}
+
+fn absent(path: &str) -> Option<String> {
+    (!Path::new(path).exists()).then(|| format!("there is no {path}"))
 }
 
 fn unset(variable: &str) -> Option<String> {

@@ -1,5 +1,7 @@
 //! On pure cgroup v2, in the machine of `scripts/cgroup2-vm`. The caller runs the tests below `with_delegation`, those
-//! below `without_delegation` or those below `as_root`, as the machine was started.
+//! below `without_delegation`, those below `as_root` or those below `with_systemd`, as the machine was started.
+
+mod with_systemd;
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -33,21 +35,25 @@ fn allocation(sbxrt: &Sbxrt, fixtures: &Fixtures, options: &[&str]) -> sbxrt_tes
     sbxrt.run(options.concat()).deadline(SLOW).output()
 }
 
-fn fork_bomb(sbxrt: &Sbxrt, fixtures: &Fixtures) -> sbxrt_tests::Report {
+fn fork_bomb(sbxrt: &Sbxrt, fixtures: &Fixtures, options: &[&str]) -> sbxrt_tests::Report {
     let image = fixtures.busybox_rootfs();
     // Each of them stays: where the limit is not counted by the kernel, a full container is its only sign.
     let script = "while :; do sleep 60 & done";
-    let run = sbxrt.run([
-        "--json",
-        "--timeout",
-        "30s",
-        "--pids-limit",
-        "20",
-        &image,
-        "sh",
-        "-c",
-        script,
-    ]);
+    let options = [
+        options,
+        &[
+            "--json",
+            "--timeout",
+            "30s",
+            "--pids-limit",
+            "20",
+            &image,
+            "sh",
+            "-c",
+            script,
+        ],
+    ];
+    let run = sbxrt.run(options.concat());
     run.deadline(SLOW).output().report()
 }
 
@@ -124,7 +130,7 @@ mod with_delegation {
             return;
         };
         for_each_identity(|sbxrt| {
-            let report = fork_bomb(sbxrt, &fixtures);
+            let report = fork_bomb(sbxrt, &fixtures, &[]);
             assert_eq!(
                 (report.kind(), report.enforcement("pids")),
                 ("pids", "cgroup2"),
@@ -204,7 +210,7 @@ mod without_delegation {
             return;
         };
         for_each_identity(|sbxrt| {
-            let report = fork_bomb(sbxrt, &fixtures);
+            let report = fork_bomb(sbxrt, &fixtures, &[]);
             assert_eq!(report.kind(), "pids", "{report}");
             assert!(
                 ["rlimit", "watchdog"].contains(&report.enforcement("pids")),

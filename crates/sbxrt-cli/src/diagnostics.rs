@@ -338,7 +338,7 @@ fn runtime_hint(error: &RuntimeError) -> Option<String> {
         }
         RuntimeError::Start(failure) => match failure.step.as_str() {
             "hold a limit" if failure.errno.is_none() => format!(
-                "leave --require {}=… out, or have a cgroup of your own: `systemd-run --user --scope -p Delegate=yes sbxrt run …`",
+                "leave --require {}=… out; `sbxrt check` tells what it takes to have a cgroup here",
                 failure.subject
             ),
             "open a volume" => {

@@ -9,6 +9,7 @@
 //!
 //! A leaf has one level. Nothing in it could make cgroups below: the program sees no cgroup file system.
 
+mod systemd;
 mod version1;
 mod version2;
 
@@ -35,6 +36,7 @@ use crate::guest::is_asked;
 use crate::report::PeakSource;
 use crate::request::{LimitName, Limits, Mechanism};
 
+pub(crate) use systemd::{NoScope, answers as systemd_answers};
 pub(crate) use version2::mount_point;
 
 /// How the leaves of executions are named: this, the owning process, the number of its launcher and the execution's id,
@@ -167,7 +169,6 @@ impl Subtree {
 
     /// As [`find`](Self::find), telling what is in the way.
     pub(crate) fn acquire() -> Result<Self, Obstacle> {
-        static LAUNCHERS: AtomicU32 = AtomicU32::new(0);
         let (mechanism, directories) = match version2::acquire() {
             Ok(directory) => (Mechanism::Cgroup2, vec![directory]),
             Err(obstacle) => match version1::acquire() {
@@ -178,17 +179,22 @@ impl Subtree {
         for directory in &directories {
             directory.sweep(|name| owner_of(name).is_some_and(is_dead));
         }
+        Ok(Self::new(mechanism, directories))
+    }
+
+    fn new(mechanism: Mechanism, directories: Vec<Directory>) -> Self {
+        static LAUNCHERS: AtomicU32 = AtomicU32::new(0);
         let number = LAUNCHERS.fetch_add(1, Ordering::Relaxed);
-        Ok(Self {
+        Self {
             mechanism,
             directories,
             prefix: format!("{RUN_PREFIX}{}.{number}.", std::process::id()),
-        })
+        }
     }
 
     /// Tells what [`find`](Self::find) would find, without changing anything.
     pub(crate) fn examine() -> Result<Delegation, Obstacle> {
-        let (mechanism, directories) = match version2::locate() {
+        let (mechanism, directories) = match version2::locate("self") {
             Ok(directory) => (Mechanism::Cgroup2, vec![directory]),
             Err(obstacle) => match version1::acquire() {
                 Ok(directories) => (Mechanism::Cgroup1, directories),
@@ -210,6 +216,17 @@ impl Subtree {
                 .unwrap_or_default(),
             controllers,
         })
+    }
+
+    /// Has systemd make a place around the process `launcher`, a child of this one, which it is moved to.
+    pub(crate) fn from_systemd(launcher: libc::pid_t) -> Result<Self, NoScope> {
+        let scope = systemd::scope(launcher)?;
+        Ok(Self::new(Mechanism::Systemd, vec![scope]))
+    }
+
+    /// What a limit is held by that is held here.
+    pub(crate) fn mechanism(&self) -> Mechanism {
+        self.mechanism
     }
 
     /// What it is, to be told to the launcher with its [descriptors](Self::descriptors).
@@ -664,6 +681,16 @@ impl Entrance {
     }
 }
 
+/// Whether `limit` is asked for and is one that cgroups can hold.
+pub(crate) fn is_asked_of_one(limit: LimitName, limits: &Limits) -> bool {
+    is_asked(limit, limits) && Controller::of(limit).is_some()
+}
+
+/// Whether this process belongs to a job of SLURM's.
+pub(crate) fn is_slurm_job() -> bool {
+    fs::read_to_string("/proc/self/cgroup").is_ok_and(|membership| membership.contains("slurm"))
+}
+
 /// How a limit is held where no cgroup holds it.
 pub(crate) fn mechanism_without_cgroup(
     limit: LimitName,
@@ -725,7 +752,7 @@ fn fields(text: &str) -> BTreeMap<String, u64> {
 }
 
 /// The contents of a file of this process's own in `/proc`.
-fn read_own(path: &'static str) -> Result<String, Obstacle> {
+fn read_own(path: &str) -> Result<String, Obstacle> {
     fs::read_to_string(path).map_err(|error| Obstacle::Unreachable {
         path: Path::new(path).to_owned(),
         errno: errno_of(&error),

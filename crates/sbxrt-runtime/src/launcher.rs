@@ -238,13 +238,23 @@ impl Launcher {
         let Ok(Some((submission, descriptors))) = received else {
             return self.desert();
         };
+        let (destinations, no_scope) = match submission {
+            Submission::Run {
+                destinations,
+                no_scope,
+            } => (destinations, no_scope),
+            Submission::Subtree(shape) => {
+                self.leaves = Some(Leaves::new(shape, descriptors));
+                return;
+            }
+        };
         let mut descriptors = descriptors.into_iter();
         let (Some(request), Some(caller)) = (descriptors.next(), descriptors.next()) else {
             return;
         };
-        let destinations = descriptors.by_ref().take(submission.destinations).collect();
+        let destinations = descriptors.by_ref().take(destinations).collect();
         let streams = [descriptors.next(), descriptors.next(), descriptors.next()];
-        match self.start(request, streams) {
+        match self.start(request, streams, no_scope) {
             Ok(mut run) => {
                 run.caller = Some(caller);
                 run.collection = Collection::new(destinations);
@@ -255,7 +265,12 @@ impl Launcher {
         }
     }
 
-    fn start(&self, request: OwnedFd, streams: [Option<OwnedFd>; 3]) -> Result<Run, Failure> {
+    fn start(
+        &self,
+        request: OwnedFd,
+        streams: [Option<OwnedFd>; 3],
+        no_scope: Option<String>,
+    ) -> Result<Run, Failure> {
         if let Some(failure) = &self.broken {
             return Err(failure.clone());
         }
@@ -273,7 +288,8 @@ impl Launcher {
                 ),
             ));
         }
-        Run::start(request, streams, self.leaves.as_ref(), self.caller_is_root)
+        let leaves = self.leaves.as_ref();
+        Run::start(request, streams, leaves, no_scope, self.caller_is_root)
     }
 
     /// Ends what the dead builder of an execution has left: its children have become this process's.
@@ -314,9 +330,17 @@ fn null() -> io::Result<OwnedFd> {
     )?)
 }
 
-/// The packet that carries a request's descriptors: the request itself, the execution's socket, the directories that copies
-/// of its outputs go to, and the program's standard streams unless it has a terminal.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(crate) struct Submission {
-    pub(crate) destinations: usize,
+/// A packet from the caller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Submission {
+    /// An execution. Its descriptors: the request itself, the execution's socket, the directories that copies of its outputs
+    /// go to, and the program's standard streams unless it has a terminal.
+    Run {
+        /// The number of those directories.
+        destinations: usize,
+        /// Why systemd has made no scope, where one was wanted.
+        no_scope: Option<String>,
+    },
+    /// The place where cgroups are made from now on, with its descriptors. This process has been moved into it.
+    Subtree(Shape),
 }

@@ -4,17 +4,18 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 
-use crate::cgroup::Subtree;
+use crate::cgroup::{self, NoScope, Subtree};
 use crate::channel::{self, Event, Order};
 use crate::error::{Error, Failure, Result};
 use crate::launcher::{CONTROL, Setup, Submission};
 use crate::report::Report;
-use crate::request::Request;
+use crate::request::{Mechanism, Request, Requirement};
 use crate::sys::{self, StringArray};
 
 /// How a re-executed copy of this program recognises that it is to be the launcher.
@@ -41,7 +42,7 @@ pub struct Launcher {
     control: OwnedFd,
     pid: libc::pid_t,
     /// Where it makes cgroups.
-    subtree: Option<Subtree>,
+    subtree: Mutex<Option<Subtree>>,
 }
 
 impl Launcher {
@@ -68,19 +69,24 @@ impl Launcher {
         };
         let pid = Birth::prepare(&theirs)?.spawn()?;
         drop(theirs);
-        let launcher = Self {
+        let mut launcher = Self {
             control,
             pid,
-            subtree,
+            subtree: Mutex::new(subtree),
         };
-        let descriptors = launcher.subtree.as_ref().map(Subtree::descriptors);
-        let descriptors = descriptors.unwrap_or_default();
+        let subtree = launcher.subtree.get_mut();
+        let subtree = subtree.unwrap_or_else(PoisonError::into_inner).as_ref();
+        let descriptors = subtree.map(Subtree::descriptors).unwrap_or_default();
         channel::send(launcher.control.as_fd(), &setup, &descriptors).map_err(Error::Channel)?;
         Ok(launcher)
     }
 
     /// Starts an execution. `streams` become the program's standard input, output and error, except where the request
     /// asks for a terminal. The caller closes its copies afterwards, or it will wait for the end of the output for ever.
+    ///
+    /// The first request that insists on a cgroup where none can be made has systemd make a scope around the launcher,
+    /// which takes some 12 ms, or up to 2 s where systemd hangs; all executions from then on have cgroups in it
+    /// ([`Mechanism::Systemd`]). A job of SLURM's leaves its own cgroup only for [`Requirement::Exactly`] that.
     ///
     /// # Errors
     ///
@@ -93,17 +99,55 @@ impl Launcher {
         let (ours, theirs) = channel::pair().map_err(Error::Channel)?;
         let mut descriptors = vec![document.as_fd(), theirs.as_fd()];
         descriptors.extend(destinations.iter().map(AsFd::as_fd));
-        let submission = Submission {
+        let submission = Submission::Run {
             destinations: destinations.len(),
+            no_scope: self.seek_scope(request)?,
         };
         descriptors.extend(streams.into_iter().flatten().map(AsFd::as_fd));
-        channel::send(self.control.as_fd(), &submission, &descriptors).map_err(|source| {
+        self.submit(&submission, &descriptors)?;
+        Ok(Run { socket: ours })
+    }
+
+    /// Has systemd make a scope where `request` needs one. Why there is none, where that is worth telling.
+    fn seek_scope(&self, request: &Request) -> Result<Option<String>> {
+        let mut subtree = self.subtree.lock().unwrap_or_else(PoisonError::into_inner);
+        let needs = |requirement: Requirement| {
+            request.require.iter().any(|(&limit, &required)| {
+                required == requirement && cgroup::is_asked_of_one(limit, &request.limits)
+            })
+        };
+        let insists = needs(Requirement::Exactly(Mechanism::Systemd));
+        let wanted = match &*subtree {
+            Some(subtree) => insists && subtree.mechanism() != Mechanism::Systemd,
+            None => insists || needs(Requirement::Cgroup),
+        };
+        if !wanted {
+            return Ok(None);
+        }
+        if cgroup::is_slurm_job() && !insists {
+            let reason = "a scope of systemd's would leave the job's own cgroup, and is made only for =systemd";
+            return Ok(Some(reason.to_owned()));
+        }
+        match Subtree::from_systemd(self.pid) {
+            Ok(scope) => {
+                self.submit(&Submission::Subtree(scope.shape()), &scope.descriptors())?;
+                *subtree = Some(scope);
+                Ok(None)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no scope");
+                Ok((!matches!(error, NoScope::NoManager { .. })).then(|| error.to_string()))
+            }
+        }
+    }
+
+    fn submit(&self, packet: &Submission, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+        channel::send(self.control.as_fd(), packet, descriptors).map_err(|source| {
             match source.raw_os_error() {
                 Some(libc::EPIPE | libc::ECONNRESET) => Error::LauncherGone,
                 _ => Error::Channel(source),
             }
-        })?;
-        Ok(Run { socket: ours })
+        })
     }
 }
 
@@ -128,9 +172,10 @@ impl Drop for Launcher {
         let pid = self.pid;
         if gone {
             let status = sys::wait_for(pid);
+            let subtree = self.subtree.get_mut();
             if let (true, Some(subtree)) = (
                 status.is_ok_and(|status| libc::WIFSIGNALED(status)),
-                &self.subtree,
+                subtree.unwrap_or_else(PoisonError::into_inner),
             ) {
                 subtree.clear();
             }

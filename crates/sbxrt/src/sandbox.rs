@@ -92,6 +92,9 @@ impl SandboxBuilder {
     }
 
     /// Refuses to run where `limit` would be held by anything else than `requirement`.
+    ///
+    /// Where the caller's cgroup is not delegated, the first execution that insists on a cgroup has systemd's user manager
+    /// make one for all that the engine runs from then on, which takes some 12 ms.
     pub fn require(mut self, limit: LimitName, requirement: Requirement) -> Self {
         self.policy.require.insert(limit, requirement);
         self

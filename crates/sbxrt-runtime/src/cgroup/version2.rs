@@ -36,7 +36,11 @@ const CONTROLLERS: [Controller; 5] = [
 
 /// The caller's subtree, ready for leaves.
 pub(super) fn acquire() -> Result<Directory, Obstacle> {
-    let mut directory = locate()?;
+    prepare(locate("self")?)
+}
+
+/// Makes a subtree ready for leaves.
+pub(super) fn prepare(mut directory: Directory) -> Result<Directory, Obstacle> {
     match enable(&directory) {
         Ok(enabled) => directory.controllers = enabled,
         Err(error) => {
@@ -49,10 +53,10 @@ pub(super) fn acquire() -> Result<Directory, Obstacle> {
     Ok(directory)
 }
 
-/// The subtree as it is, with the controllers that it is offered.
-pub(super) fn locate() -> Result<Directory, Obstacle> {
+/// The subtree of a process as it is, with the controllers that it is offered. `process` is its name in `/proc`.
+pub(super) fn locate(process: &str) -> Result<Directory, Obstacle> {
     let mount = mount_point().ok_or(Obstacle::NotMounted)?;
-    let membership = read_own("/proc/self/cgroup")?;
+    let membership = read_own(&format!("/proc/{process}/cgroup"))?;
     let own = own_cgroup(&membership).ok_or(Obstacle::NotMounted)?;
     let own = mount.join(own.trim_start_matches('/'));
     match own.parent() {

@@ -148,6 +148,7 @@ impl Run {
         request: OwnedFd,
         streams: [Option<OwnedFd>; 3],
         leaves: Option<&Leaves>,
+        no_scope: Option<String>,
         caller_is_root: bool,
     ) -> Result<Self, Failure> {
         const STEP: &str = "take the request";
@@ -198,18 +199,15 @@ impl Run {
                 continue;
             };
             if !required.is_met_by(mechanism) {
-                return Err(Failure::reason(
-                    "hold a limit",
-                    limit.to_string(),
-                    match mechanism {
-                        Mechanism::None => {
-                            format!("{required} is required, but nothing can hold it here")
-                        }
-                        _ => {
-                            format!("{required} is required, but only {mechanism} can hold it here")
-                        }
-                    },
-                ));
+                let holder = match mechanism {
+                    Mechanism::None => "nothing".to_owned(),
+                    _ => format!("only {mechanism}"),
+                };
+                let mut reason = format!("{required} is required, but {holder} can hold it here");
+                if let Some(no_scope) = no_scope {
+                    reason = format!("{reason}; {no_scope}");
+                }
+                return Err(Failure::reason("hold a limit", limit.to_string(), reason));
             }
         }
         let held = |limit| mechanisms.get(&limit).copied().unwrap_or(Mechanism::None);

@@ -12,12 +12,15 @@ use crate::request::{LimitName, Limits, Mechanism, Requirement};
 
 const NAME: &str = "cgroup";
 const INSTEAD: &str = "sbxrt watches the limits itself instead";
+/// What to type where systemd can make a scope. For many runs the second is better: the first asks each time.
+const ASK_SYSTEMD: &str =
+    "sbxrt run --require memory=cgroup … # or: systemd-run --user --scope -p Delegate=yes sbxrt …";
 /// What the advice about cgroups depends on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Surroundings {
     /// Whether systemd runs the machine.
     has_systemd: bool,
-    /// Whether this user has a service manager of systemd's.
+    /// Whether a service manager of systemd's answers this user, which can be asked for a scope.
     has_user_manager: bool,
     /// Whether this is a job of SLURM's.
     is_slurm_job: bool,
@@ -28,11 +31,10 @@ struct Surroundings {
 impl Surroundings {
     fn read(container: Option<Container>) -> Self {
         let uid = nix::unistd::geteuid();
-        let membership = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         Self {
             has_systemd: Path::new("/run/systemd/system").is_dir(),
-            has_user_manager: Path::new(&format!("/run/user/{uid}/systemd/private")).exists(),
-            is_slurm_job: membership.contains("slurm"),
+            has_user_manager: cgroup::systemd_answers(),
+            is_slurm_job: cgroup::is_slurm_job(),
             container,
             user: nix::unistd::User::from_uid(uid)
                 .ok()
@@ -273,13 +275,11 @@ fn delegating(errno: i32, path: &Path, around: &Surroundings) -> Advice {
             "the container shows cgroups read-only; {INSTEAD}; start it with a writable /sys/fs/cgroup of its own"
         )),
         _ if around.is_slurm_job => slurm(&reason),
-        _ if around.has_user_manager => {
-            Advice::new(reason, "systemd-run --user --scope -p Delegate=yes sbxrt …")
-        }
+        _ if around.has_user_manager => Advice::new(reason, ASK_SYSTEMD),
         _ if around.has_systemd => Advice::new(
             reason,
             format!(
-                "sudo systemd-run --scope -p Delegate=yes --uid={} sbxrt … # or log in, so that systemd-run --user works",
+                "sudo loginctl enable-linger {} # or log in, and then: {ASK_SYSTEMD}",
                 around.user
             ),
         ),
@@ -302,7 +302,7 @@ fn crowded(around: &Surroundings) -> Advice {
         "a cgroup with processes has no controllers for its children, and not all processes in it can be moved; {INSTEAD}"
     );
     if around.has_user_manager {
-        Advice::new(reason, "systemd-run --user --scope -p Delegate=yes sbxrt …")
+        Advice::new(reason, ASK_SYSTEMD)
     } else {
         Advice::without_fix(format!("{reason}; start sbxrt in a cgroup of its own"))
     }
