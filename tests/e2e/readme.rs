@@ -31,6 +31,11 @@ const COMMANDS: &[(&str, i32, &str)] = &[
         r#""kind": "oom""#,
     ),
     (
+        r#"sbxrt run --output /tmp/result.csv:result.csv host: python3 -c 'print("a,b", file=open("/tmp/result.csv", "w"))' && cat result.csv"#,
+        0,
+        "a,b\n",
+    ),
+    (
         "sbxrt run --require memory=cgroup,pids=cgroup host: true",
         125,
         "cgroup is required",
@@ -90,6 +95,10 @@ fn the_commands_of_the_readme_do_what_it_says() {
             format!("FROM {registry}/python\nCOPY main.py /\nCMD [\"python3\", \"/main.py\"]\n");
         fs::write(directory.join("task/Dockerfile"), dockerfile).unwrap();
         for (command, status, said) in COMMANDS {
+            // Root may have directories of version 1 that hold it.
+            if sbxrt.identity().is_root() && command.contains("--require") {
+                continue;
+            }
             let command = command
                 .replace("python:3.12-slim", &format!("{registry}/python"))
                 .replace("debian:12 bash", &format!("{registry}/busybox sh"));

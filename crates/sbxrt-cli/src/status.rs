@@ -135,7 +135,7 @@ pub(crate) fn remarks(report: &Report, limits: &Limits, output_limit: Option<u64
             // That has been said.
             _ if report.evidence.limit == Some(*limit) => continue,
             LimitName::Memory => "a process was killed at the memory limit",
-            LimitName::Pids => "a fork or thread was refused at the limit on processes",
+            LimitName::Pids => "there were as many processes as the limit allows",
             _ => continue,
         };
         remarks.push(hit.to_owned());
@@ -215,7 +215,7 @@ pub(crate) mod tests {
             remarks(&quiet, &limits, None),
             [
                 "a process was killed at the memory limit",
-                "a fork or thread was refused at the limit on processes",
+                "there were as many processes as the limit allows",
                 "/ was full with 64 MiB"
             ]
         );

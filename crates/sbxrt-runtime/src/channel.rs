@@ -149,8 +149,9 @@ pub(crate) fn receive<M: DeserializeOwned>(
         let mut buffers = [IoSliceMut::new(&mut document)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         match recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut control), flags) {
-            Err(nix::errno::Errno::EINTR) => {}
-            Err(nix::errno::Errno::ECONNRESET) => return Ok(None),
+            // Said once, before all else, by the socket of a peer that has ended without having heard everything. What it has
+            // said itself comes next.
+            Err(nix::errno::Errno::EINTR | nix::errno::Errno::ECONNRESET) => {}
             Err(error) => return Err(error.into()),
             Ok(received) => {
                 let mut descriptors = Vec::new();
@@ -227,6 +228,17 @@ mod tests {
         let mut byte = [0];
         assert_eq!(nix::unistd::read(&reader, &mut byte).unwrap(), 1);
         assert!(receive::<Order>(there.as_fd()).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_last_words_of_a_peer_that_did_not_listen_are_heard() {
+        let (here, there) = pair().unwrap();
+        send(here.as_fd(), &Order::Cancel, &[]).unwrap();
+        send(there.as_fd(), &Order::Signal(15), &[]).unwrap();
+        drop(there);
+        let (order, _) = receive::<Order>(here.as_fd()).unwrap().unwrap();
+        assert_eq!(order, Order::Signal(15));
+        assert!(receive::<Order>(here.as_fd()).unwrap().is_none());
     }
 
     #[test]

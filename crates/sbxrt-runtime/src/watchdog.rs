@@ -4,13 +4,13 @@
 //!
 //! What a cgroup would charge, as far as anybody outside can see it: resident pages, swap and page tables of every
 //! process, the files in the container's own file systems in memory, System V segments. First comes a sum that is quick
-//! (about 10 µs per process) and never too low, since it counts shared pages with every process that has them; only where it
+//! (tens of µs per process) and never too low, since it counts shared pages with every process that has them; only where it
 //! is above the limit does `smaps_rollup` (milliseconds) decide.
 //!
 //! What nobody can see from outside stays uncounted, and has these bounds:
 //!
-//! - buffers of sockets and pipes: at most 416 KiB for each socket (twice `net.core.wmem_max`, as the kernel has it from
-//!   birth) and 64 KiB for each pipe, for as many as [`Limits::nofile`](crate::Limits::nofile) and `pids` allow; pipes of one
+//! - buffers of sockets and pipes: at most twice `net.core.wmem_max` for each socket (416 KiB where it is as the kernel has
+//!   it from birth; some hosts have megabytes) and 64 KiB for each pipe, for as many as [`Limits::nofile`](crate::Limits::nofile) and `pids` allow; pipes of one
 //!   user take 8 KiB each beyond 64 MiB in all (`fs.pipe-user-pages-soft`);
 //! - the kernel's own records of mappings, about 250 bytes for each of 65,530 per process (`vm.max_map_count`);
 //! - shared anonymous pages that every process has unmapped again, all but one of their mapping. They have no bound but the

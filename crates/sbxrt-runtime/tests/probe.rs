@@ -61,7 +61,8 @@ fn a_host_report_agrees_with_itself() {
             "cgroup",
             "subordinate_ids",
             "fuse",
-            "run"
+            "run",
+            "leftovers"
         ]
     );
     let check = |name: &str| {

@@ -1,5 +1,5 @@
 # a file in /dev/shm
-# shm -m 64m
+# shm -m 256m
 import os, time
 try:
     with open('/dev/shm/bomb', 'wb', 0) as file:

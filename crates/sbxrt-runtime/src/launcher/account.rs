@@ -162,7 +162,9 @@ impl Facts<'_> {
                 return Ok((Termination::Oom, Some(LimitName::Memory)));
             }
         }
-        if let (Some(blocked), Some(_)) = (exit.blocked.clone(), signal) {
+        // A program that has survived the refusal and then ends by another signal has ended by that.
+        if let (Some(blocked), Some(libc::SIGSYS | libc::SIGKILL)) = (exit.blocked.clone(), signal)
+        {
             let Blocked {
                 syscall,
                 architecture,
@@ -191,7 +193,9 @@ impl Facts<'_> {
         if let Some(full) = exit.full.first() {
             return Ok((Termination::Disk, Some(full.limit)));
         }
-        if self.was_out_of_pids() && exit.processes >= self.pids_limit() / 2 {
+        // A crowd besides the program itself, whom the limit alone does not make one.
+        let others = exit.processes.saturating_sub(1);
+        if self.was_out_of_pids() && others >= (self.pids_limit() / 2).max(1) {
             return Ok((Termination::Pids, Some(LimitName::Pids)));
         }
         Ok((natural, None))

@@ -10,9 +10,10 @@ use super::{
 /// The system calls that a program may make.
 ///
 /// Whatever the policy, these stay: no capability, `no_new_privs`, no user namespace inside, a session keyring of its
-/// own, and what a limit without a cgroup consists of ([`limits_program`](super::limits_program)). Nothing of sbxrt's own
-/// depends on the policy: its process in the container is out of reach (not dumpable, and Landlock's), and the terminal
-/// that a program may type into is the container's.
+/// own, and what a limit without a cgroup consists of ([`limits_program`](super::limits_program)). Nothing that
+/// protects the host depends on the policy: sbxrt's process in the container can be neither traced nor looked into, and the
+/// terminal that a program may type into is the container's. Where a policy allows `prlimit64` on process 1, as the default
+/// does not, a program can take that process its means, and the run fails.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Policy {
