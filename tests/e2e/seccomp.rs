@@ -122,7 +122,14 @@ except OSError as error:
         }
         let report = run(&trap, "catch");
         assert_eq!(end(&report), ("exited", 0), "{report}");
-        assert_eq!(stdout(&report), "caught\nFunction not implemented\n");
+        // The signal comes before the answer to the call, and may interrupt the wait for it.
+        let said = stdout(&report);
+        assert!(
+            ["Function not implemented", "Interrupted system call"]
+                .iter()
+                .any(|error| said == format!("caught\n{error}\n")),
+            "{report}"
+        );
     });
 }
 
