@@ -29,8 +29,9 @@ pub enum Termination {
     Timeout,
     /// The memory limit ended it.
     Oom,
-    /// The limit on processes ended it, because it would not stop asking for more (1000 refusals); or it failed after a
-    /// fork or thread was refused, and left its container at least half full.
+    /// The limit on processes ended it, because it would not stop asking for more (1000 refusals) or the watchdog found too
+    /// many; or it failed after a fork or thread was refused, or its container had been full, and other processes still
+    /// filled at least half of it.
     Pids,
     /// It wrote more than its limit on output allows, where that is to end it.
     Output,
