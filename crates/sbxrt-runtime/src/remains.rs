@@ -4,11 +4,19 @@
 //! cgroup; [`Remains`] looks everywhere, for `sbxrt gc` and `sbxrt check`.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
 
 use crate::cgroup;
 use crate::living::{self, is_stuck};
+
+/// How long [`Remains::remove`] waits for processes that were killed and are not stuck. They take microseconds, but on a
+/// machine whose processors are busy they must wait for one before they can end.
+const DYING: Duration = Duration::from_secs(1);
 
 /// What there is of the user's own ended executions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,12 +50,32 @@ impl Remains {
 
     /// Removes the cgroups in which nothing is; those that were removed.
     pub fn remove(&self) -> Vec<PathBuf> {
+        let end = Instant::now() + DYING;
         let cgroups = self.cgroups.iter();
-        // The kernel refuses where there are processes.
         cgroups
-            .filter(|path| fs::remove_dir(path).is_ok())
+            .filter(|path| self.remove_by(path, end))
             .cloned()
             .collect()
+    }
+
+    /// Removes a cgroup, until `end` again and again while it is held by what is about to be gone.
+    fn remove_by(&self, path: &Path, end: Instant) -> bool {
+        loop {
+            // The kernel refuses where there are processes.
+            let result = fs::remove_dir(path);
+            let is_busy = |error: &io::Error| error.kind() == io::ErrorKind::ResourceBusy;
+            if !result.as_ref().is_err_and(is_busy)
+                || !self.stuck.is_empty()
+                || Instant::now() >= end
+            {
+                return result.is_ok();
+            }
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the kernel tells nobody that a cgroup of version 1 is empty"
+            )]
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -60,7 +88,7 @@ fn find_cgroups(directory: &Path, own: u32, found: &mut Vec<PathBuf>) {
         let owner = entry.file_name().to_str().and_then(cgroup::owner_of);
         match owner.map(|owner| nix::sys::signal::kill(owner, None)) {
             None => find_cgroups(&entry.path(), own, found),
-            Some(Err(nix::errno::Errno::ESRCH))
+            Some(Err(Errno::ESRCH))
                 if entry.metadata().is_ok_and(|metadata| metadata.uid() == own) =>
             {
                 found.push(entry.path());
