@@ -145,7 +145,7 @@ pub(crate) enum Command {
 }
 
 /// Where images are kept.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct StoreArguments {
     #[arg(
         long,
@@ -164,20 +164,9 @@ pub(crate) struct StoreArguments {
     pub(crate) additional_store: Vec<PathBuf>,
 }
 
-/// `sbxrt run`.
-#[derive(Debug, Args)]
-#[command(
-    override_usage = "sbxrt run [OPTIONS] <IMAGE> [COMMAND [ARG]...]",
-    after_long_help = RUN_HELP
-)]
-pub(crate) struct RunArguments {
-    // One argument and not two: this alone makes clap leave everything behind the image to the command, were it
-    // `--version` or `--`.
-    /// Image to run in, such as python:3.12-slim, dir:PATH or host:, then a
-    /// command and its arguments instead of the image's own
-    #[arg(value_name = "IMAGE", required = true, trailing_var_arg = true)]
-    pub(crate) image_and_command: Vec<String>,
-
+/// How much a program may use.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LimitArguments {
     /// Limit the memory of all processes together
     #[arg(
         short,
@@ -274,7 +263,11 @@ pub(crate) struct RunArguments {
         help_heading = LIMITS
     )]
     pub(crate) require: Vec<(LimitName, Requirement)>,
+}
 
+/// What a program finds and reaches in its sandbox.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SandboxArguments {
     /// Set an environment variable, or pass one on
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = environment::variable, help_heading = PROCESS)]
     pub(crate) env: Vec<Variable>,
@@ -299,21 +292,10 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "NAME", help_heading = PROCESS)]
     pub(crate) hostname: Option<String>,
 
-    /// Pass standard input on
-    #[arg(short, long, help_heading = PROCESS)]
-    pub(crate) interactive: bool,
-
-    /// Give the program a terminal
-    #[arg(short, long, help_heading = PROCESS)]
-    pub(crate) tty: bool,
-
-    /// Name the run [default: 12 random hexadecimal digits]
-    #[arg(long, value_name = "NAME", help_heading = PROCESS)]
-    pub(crate) name: Option<String>,
-
-    /// Leave nothing behind; always so, taken for Docker's sake
-    #[arg(long, help_heading = PROCESS)]
-    pub(crate) rm: bool,
+    /// Allow the system calls of a profile in Docker's format instead of
+    /// sbxrt's own choice: seccomp=FILE, or seccomp=unconfined for all
+    #[arg(long, value_name = "OPTION", value_parser = security::option, help_heading = PROCESS)]
+    pub(crate) security_opt: Vec<SecurityOption>,
 
     /// Show a file or directory of this machine inside
     #[arg(
@@ -335,33 +317,6 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "DESTINATION[:size=SIZE]", value_parser = mount::tmpfs, help_heading = FILES)]
     pub(crate) tmpfs: Vec<Mount>,
 
-    /// Collect a file or directory when the program is over: --json lists it
-    /// with sizes and hashes; COPY is what its copy on this machine is called
-    #[arg(long, value_name = "PATH[:COPY]", value_parser = output::path, help_heading = FILES)]
-    pub(crate) output: Vec<OutputPath>,
-
-    /// Copy outputs that name no copy into this directory
-    #[arg(long, value_name = "DIR", requires = "output", help_heading = FILES)]
-    pub(crate) output_dir: Option<PathBuf>,
-
-    /// Let copies of outputs replace what has their names
-    #[arg(long, requires = "output", help_heading = FILES)]
-    pub(crate) overwrite: bool,
-
-    /// Collect at most this much, holes in files included
-    #[arg(
-        long,
-        value_name = "SIZE",
-        default_value = "256m",
-        value_parser = quantity::parse_size,
-        help_heading = FILES
-    )]
-    pub(crate) output_size: u64,
-
-    /// Collect at most this many files, directories and links
-    #[arg(long, value_name = "NUMBER", default_value = "10000", help_heading = FILES)]
-    pub(crate) output_count: usize,
-
     /// Make the root file system read-only, except /tmp and mounts
     #[arg(long, help_heading = FILES)]
     pub(crate) read_only: bool,
@@ -369,7 +324,11 @@ pub(crate) struct RunArguments {
     /// Show no network, or this machine's
     #[arg(long, value_name = "NETWORK", value_enum, default_value = "none", help_heading = FILES)]
     pub(crate) network: NetworkArgument,
+}
 
+/// Where the image comes from.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ImageArguments {
     /// Get the image where it is missing, always, or never
     #[arg(long, value_name = "WHEN", value_enum, default_value = "missing", help_heading = IMAGE)]
     pub(crate) pull: PullWhen,
@@ -391,11 +350,80 @@ pub(crate) struct RunArguments {
 
     #[command(flatten)]
     pub(crate) store: StoreArguments,
+}
 
-    /// Allow the system calls of a profile in Docker's format instead of
-    /// sbxrt's own choice: seccomp=FILE, or seccomp=unconfined for all
-    #[arg(long, value_name = "OPTION", value_parser = security::option, help_heading = PROCESS)]
-    pub(crate) security_opt: Vec<SecurityOption>,
+/// How much is collected of what a program leaves.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CollectionArguments {
+    /// Collect at most this much, holes in files included
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "256m",
+        value_parser = quantity::parse_size,
+        help_heading = FILES
+    )]
+    pub(crate) output_size: u64,
+
+    /// Collect at most this many files, directories and links
+    #[arg(long, value_name = "NUMBER", default_value = "10000", help_heading = FILES)]
+    pub(crate) output_count: usize,
+}
+
+/// `sbxrt run`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "sbxrt run [OPTIONS] <IMAGE> [COMMAND [ARG]...]",
+    after_long_help = RUN_HELP
+)]
+pub(crate) struct RunArguments {
+    // One argument and not two: this alone makes clap leave everything behind the image to the command, were it
+    // `--version` or `--`.
+    /// Image to run in, such as python:3.12-slim, dir:PATH or host:, then a
+    /// command and its arguments instead of the image's own
+    #[arg(value_name = "IMAGE", required = true, trailing_var_arg = true)]
+    pub(crate) image_and_command: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitArguments,
+
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArguments,
+
+    /// Pass standard input on
+    #[arg(short, long, help_heading = PROCESS)]
+    pub(crate) interactive: bool,
+
+    /// Give the program a terminal
+    #[arg(short, long, help_heading = PROCESS)]
+    pub(crate) tty: bool,
+
+    /// Name the run [default: 12 random hexadecimal digits]
+    #[arg(long, value_name = "NAME", help_heading = PROCESS)]
+    pub(crate) name: Option<String>,
+
+    /// Leave nothing behind; always so, taken for Docker's sake
+    #[arg(long, help_heading = PROCESS)]
+    pub(crate) rm: bool,
+
+    /// Collect a file or directory when the program is over: --json lists it
+    /// with sizes and hashes; COPY is what its copy on this machine is called
+    #[arg(long, value_name = "PATH[:COPY]", value_parser = output::path, help_heading = FILES)]
+    pub(crate) output: Vec<OutputPath>,
+
+    /// Copy outputs that name no copy into this directory
+    #[arg(long, value_name = "DIR", requires = "output", help_heading = FILES)]
+    pub(crate) output_dir: Option<PathBuf>,
+
+    /// Let copies of outputs replace what has their names
+    #[arg(long, requires = "output", help_heading = FILES)]
+    pub(crate) overwrite: bool,
+
+    #[command(flatten)]
+    pub(crate) collection: CollectionArguments,
+
+    #[command(flatten)]
+    pub(crate) image: ImageArguments,
 
     /// Print one JSON document with the output, how it ended and what it used
     #[arg(long, help_heading = REPORT)]
@@ -859,15 +887,15 @@ mod tests {
         ])
         .unwrap();
         assert!(arguments.interactive && arguments.tty && arguments.rm);
-        assert_eq!(arguments.memory, Bound::At(64 << 20));
-        assert_eq!(arguments.cpus, Bound::At(0.5));
-        assert_eq!(arguments.pids_limit, Bound::Unlimited);
-        assert_eq!(arguments.env.len(), 2);
-        assert_eq!(arguments.volume, [Mount::read_only("/a", "/b")]);
-        assert_eq!(arguments.user.as_deref(), Some("1000:1000"));
-        assert_eq!(arguments.network, NetworkArgument::Host);
-        assert_eq!(arguments.require.len(), 2);
-        assert_eq!(arguments.pull, PullWhen::Never);
+        assert_eq!(arguments.limits.memory, Bound::At(64 << 20));
+        assert_eq!(arguments.limits.cpus, Bound::At(0.5));
+        assert_eq!(arguments.limits.pids_limit, Bound::Unlimited);
+        assert_eq!(arguments.sandbox.env.len(), 2);
+        assert_eq!(arguments.sandbox.volume, [Mount::read_only("/a", "/b")]);
+        assert_eq!(arguments.sandbox.user.as_deref(), Some("1000:1000"));
+        assert_eq!(arguments.sandbox.network, NetworkArgument::Host);
+        assert_eq!(arguments.limits.require.len(), 2);
+        assert_eq!(arguments.image.pull, PullWhen::Never);
     }
 
     #[test]

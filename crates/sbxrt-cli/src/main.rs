@@ -24,6 +24,7 @@ mod logout;
 mod man;
 mod mount;
 mod output;
+mod policy;
 mod printer;
 mod progress;
 mod pull;

@@ -63,8 +63,8 @@ pub(crate) fn resolve(arguments: &RunArguments) -> Result<Outputs> {
     Ok(Outputs {
         paths: arguments.output.iter().map(place).collect::<Result<_>>()?,
         limits: OutputLimits {
-            bytes: arguments.output_size,
-            entries: arguments.output_count,
+            bytes: arguments.collection.output_size,
+            entries: arguments.collection.output_count,
         },
         overwrite: arguments.overwrite,
     })

@@ -9,24 +9,22 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use nix::libc;
-use sbxrt::{
-    Child, Engine, Image, Limits, OutputAction, Platform, PullOptions, Report, RlimitResource,
-    Sandbox, Seccomp, Source, Spill, Stdin,
-};
+use sbxrt::{Child, Engine, Limits, OutputAction, Report, Source, Spill, Stdin};
 use serde::Serialize;
 use tokio::sync::{Notify, oneshot};
 
-use crate::args::{PullWhen, RunArguments};
+use crate::args::RunArguments;
 use crate::diagnostics::Diagnostic;
 use crate::error::{Error, Result};
-use crate::limit::{self, Bound, JSON_OUTPUT_LIMIT, JSON_TIMEOUT};
+use crate::limit::{JSON_OUTPUT_LIMIT, JSON_TIMEOUT};
+use crate::policy::{Bounds, Policy, find_image};
 use crate::printer::{Printer, write_document};
 use crate::quantity::format_size;
 use crate::relay::{self, Relay, Relayed, Sink};
 use crate::result::{Account, Document, Failed};
 use crate::signals::Signals;
 use crate::terminal::{self, RawMode};
-use crate::{environment, location, mount, output, pull, security, status};
+use crate::{location, output, status};
 
 /// Runs a command in a sandbox; the exit status. `began` is when this process did.
 pub(crate) fn run(arguments: RunArguments, began: Instant) -> u8 {
@@ -106,72 +104,30 @@ fn execute(
     if interactive && tty && !terminal::is_input() {
         return Err(Error::NotATerminal);
     }
-    let (limits, output_limit) = limits(&arguments)?;
+    let bounds = Bounds::new(
+        &arguments.limits,
+        json.then_some(JSON_TIMEOUT),
+        json.then_some(JSON_OUTPUT_LIMIT),
+    )?;
+    let (output_limit, output_action) = (bounds.output, bounds.output_action);
     let outputs = output::resolve(&arguments)?;
-    let output_action = OutputAction::from(arguments.output_action);
-    if output_action == OutputAction::Kill && output_limit.is_none() {
-        return Err(Error::NoOutputLimit);
-    }
     let file_limit = arguments.stream_file_limit.into_option();
-    let mounts = mount::resolve([arguments.volume, arguments.mount, arguments.tmpfs].concat())?;
-    let seccomp = security::seccomp(&arguments.security_opt)?;
-    if seccomp == Seccomp::Unconfined {
-        printer.warning("seccomp=unconfined: the program may make every system call");
-    }
-    let variables = environment::collect(&arguments.env_file, &arguments.env)?;
+    let policy = Policy::new(arguments.sandbox, &arguments.limits, printer)?;
     let mut words = arguments.image_and_command.into_iter();
     let source: Source = words.next().unwrap_or_default().parse()?;
 
-    let engine = Engine::with_store(location::open(&arguments.store)?);
+    let engine = Engine::with_store(location::open(&arguments.image.store)?);
     let launching = Instant::now();
     if !print_spec {
         engine.warm_up()?;
     }
     let launcher_time = launching.elapsed();
     let looking = Instant::now();
-    let image = find_image(
-        &engine,
-        &source,
-        &PullOptions {
-            platform: arguments.platform.unwrap_or_else(Platform::host),
-            offline: location::is_offline(arguments.offline),
-            plain_http: arguments.plain_http,
-            ..PullOptions::default()
-        },
-        arguments.pull,
-        printer,
-    )?;
+    let image = find_image(&engine, &source, &arguments.image, printer)?;
     let image_time = looking.elapsed();
 
-    let mut builder = engine
-        .sandbox(&image)
-        .limits(limits)
-        .network(arguments.network.into())
-        .read_only(arguments.read_only)
-        .seccomp(seccomp);
-    for (limit, requirement) in arguments.require {
-        builder = builder.require(limit, requirement);
-    }
-    for mount in mounts {
-        builder = builder.mount(mount);
-    }
-    for (name, value) in variables {
-        builder = builder.env(name, value);
-    }
-    for rlimit in arguments.ulimit {
-        builder = builder.rlimit(rlimit);
-    }
-    if let Some(directory) = arguments.workdir {
-        builder = builder.current_dir(directory);
-    }
-    if let Some(user) = arguments.user {
-        builder = builder.user(user);
-    }
-    if let Some(hostname) = arguments.hostname {
-        builder = builder.hostname(hostname);
-    }
-    let sandbox = builder.build()?;
-    let mut command = choose_command(&sandbox, arguments.entrypoint, words)?;
+    let sandbox = policy.sandbox(&engine, &image, bounds.limits)?;
+    let mut command = policy.command(&sandbox, words)?;
     if let Some(name) = arguments.name {
         command = command.name(name);
     }
@@ -280,89 +236,6 @@ fn again(error: &std::io::Error) -> std::io::Error {
         Some(errno) => std::io::Error::from_raw_os_error(errno),
         None => std::io::Error::new(error.kind(), error.to_string()),
     }
-}
-
-/// The limits of the run, and how much of its output is handed on.
-fn limits(arguments: &RunArguments) -> Result<(Limits, Option<u64>)> {
-    let json = arguments.json;
-    let limits = Limits {
-        memory: arguments.memory.into_option(),
-        swap: limit::swap(arguments.memory, arguments.memory_swap)?,
-        cpus: arguments.cpus.into_option(),
-        cpuset: arguments.cpuset_cpus.clone(),
-        pids: arguments.pids_limit.into_option(),
-        io_read: arguments.read_bps.and_then(Bound::into_option),
-        io_write: arguments.write_bps.and_then(Bound::into_option),
-        wall_time: arguments
-            .timeout
-            .map_or(json.then_some(JSON_TIMEOUT), Bound::into_option),
-        cpu_time: arguments.cpu_time.and_then(Bound::into_option),
-        scratch_bytes: arguments.scratch_size.into_option(),
-        scratch_inodes: arguments
-            .scratch_inodes
-            .map(|bound| bound.into_option().unwrap_or(0)),
-        shm_bytes: arguments.shm_size.into_option(),
-        nofile: ceiling(arguments, RlimitResource::Nofile, Limits::default().nofile),
-        fsize: ceiling(arguments, RlimitResource::Fsize, None),
-    };
-    let output = arguments
-        .output_limit
-        .map_or(json.then_some(JSON_OUTPUT_LIMIT), Bound::into_option);
-    Ok((limits, output))
-}
-
-/// The limit that `--ulimit` sets for `resource`; unlimited is none.
-fn ceiling(
-    arguments: &RunArguments,
-    resource: RlimitResource,
-    default: Option<u64>,
-) -> Option<u64> {
-    let named = arguments
-        .ulimit
-        .iter()
-        .rfind(|rlimit| rlimit.resource == resource);
-    named.map_or(default, |rlimit| {
-        (rlimit.hard != u64::MAX).then_some(rlimit.hard)
-    })
-}
-
-fn find_image(
-    engine: &Engine,
-    source: &Source,
-    options: &PullOptions,
-    when: PullWhen,
-    printer: Printer,
-) -> Result<Image> {
-    if when != PullWhen::Always
-        && let Some(image) = engine.store().find(source, &options.platform)?
-    {
-        return Ok(image);
-    }
-    if when == PullWhen::Never {
-        return Err(sbxrt::Error::NotPresent {
-            name: source.to_string(),
-        }
-        .into());
-    }
-    pull::for_run(engine.store(), source, options, when, printer)
-}
-
-/// What Docker would execute. An entry point that is named takes the place of the image's and its `CMD`; an empty one
-/// leaves what follows the image.
-fn choose_command(
-    sandbox: &Sandbox,
-    entrypoint: Option<String>,
-    mut words: impl Iterator<Item = String>,
-) -> Result<sbxrt::Command> {
-    let Some(entrypoint) = entrypoint else {
-        return Ok(sandbox.default_command(words)?);
-    };
-    let program = if entrypoint.is_empty() {
-        words.next().ok_or(Error::NoCommand)?
-    } else {
-        entrypoint
-    };
-    Ok(sandbox.command(program).args(words))
 }
 
 /// What becomes of the program's streams.
