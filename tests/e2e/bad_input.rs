@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
 
-use sbxrt_tests::{Fixtures, Need, Sbxrt, for_each_identity, registry, require};
+use sbxrt_tests::{Fixtures, Identity, Need, Sbxrt, for_each_identity, registry, require};
 
 /// Runs an image that cannot be had and looks that nothing of it stays in the store.
 fn assert_image_is_refused(sbxrt: &Sbxrt, image: &str, words: &[&str]) {
@@ -248,5 +251,154 @@ fn a_flag_of_docker_that_has_no_use_here_is_answered() {
             document["error"]["message"], "unexpected argument '--cap-drop' found",
             "{output}"
         );
+    });
+}
+
+#[test]
+fn two_things_that_would_be_one_file_are_refused() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    let image = fixtures.busybox_rootfs();
+    for_each_identity(|sbxrt| {
+        let place = sbxrt.scratch("place");
+        let path = |name: &str| place.join(name).display().to_string();
+        fs::create_dir(path("directory")).unwrap();
+        fs::write(path("file"), "").unwrap();
+        for name in ["place/directory", "place/file"] {
+            let (uid, gid) = (sbxrt.identity().uid(), sbxrt.identity().gid());
+            let path = sbxrt.home().join(name);
+            std::os::unix::fs::chown(path, Some(uid.as_raw()), Some(gid.as_raw())).unwrap();
+        }
+        symlink("file", path("link")).unwrap();
+        let (file, free) = (path("file"), path("free"));
+        let copy = format!("/tmp/x:{}", path("directory/../free"));
+        let tree = format!("/tmp/x:{}", path("directory"));
+        let inside = path("directory/result");
+        let table: [(&[&str], &[&str]); 6] = [
+            (
+                &["--stdout-file", &free, "--stderr-file", &free],
+                &["--stdout-file", "--stderr-file", "same file"],
+            ),
+            (
+                &["--result", &path("link"), "--stdout-file", &file],
+                &["--result", "--stdout-file", "same file"],
+            ),
+            (
+                &["--result", &free, "--output", &copy, "--overwrite"],
+                &["--result", "--output", "same file"],
+            ),
+            (
+                &[
+                    "--stderr-file",
+                    "place/free",
+                    "--output",
+                    &copy,
+                    "--overwrite",
+                ],
+                &["--stderr-file", "--output", "same file"],
+            ),
+            (
+                &[
+                    "--output",
+                    &copy,
+                    "--output",
+                    "/tmp/y:place/free",
+                    "--overwrite",
+                ],
+                &["--output", "same file"],
+            ),
+            (
+                &["--result", &inside, "--output", &tree, "--overwrite"],
+                &["--result", "directory", "output"],
+            ),
+        ];
+        for (words, said) in table {
+            let run = [words, &[&image, "touch", "/tmp/x"]].concat();
+            sbxrt.run(run).output().assert_refused(said);
+            // A file that was made to find out is not there the next time.
+            drop(fs::remove_file(&free));
+        }
+        // What is redirected there, by whoever calls.
+        let redirect = format!("exec \"$@\" >>{file}");
+        let run = sbxrt.run(["--result", "place/link", &image, "true"]);
+        let output = run.called_by(["sh", "-c", &redirect, "sh"]).output();
+        output.assert_refused(&["--result", "standard output", "same file"]);
+    });
+}
+
+#[test]
+fn what_is_no_file_is_refused_and_nobody_is_waited_for_in_vain() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    let sbxrt = Sbxrt::new(Identity::ordinary());
+    let place = sbxrt.scratch("place");
+    let image = fixtures.busybox_rootfs();
+    fs::write(place.join("Dockerfile"), "FROM scratch\n").unwrap();
+    sbxrt.tool(&["mkfifo", place.join("fifo").to_str().unwrap()]);
+    let fifo = place.join("fifo").display().to_string();
+    // Each in its place, and all of them at once: they wait for whoever writes to the FIFO.
+    let refused = |path: &str, said: &str| {
+        let profile = format!("seccomp={path}");
+        let calls: [(&[&str], &str); 5] = [
+            (&["run", "--env-file", path, &image, "true"], ""),
+            (&["run", "--security-opt", &profile, &image, "true"], ""),
+            (&["build", "-f", path, place.to_str().unwrap()], ""),
+            (&["pull", "127.0.0.1:1/x"], "REGISTRY_AUTH_FILE"),
+            (&["pull", "127.0.0.1:1/x"], "CONTAINERS_REGISTRIES_CONF"),
+        ];
+        std::thread::scope(|scope| {
+            for (words, variable) in calls {
+                let run = sbxrt.command(words).deadline(Duration::from_secs(60));
+                let run = match variable {
+                    "" => run,
+                    variable => run.env(variable, path),
+                };
+                scope.spawn(move || {
+                    let output = run.output();
+                    assert!([1, 125].contains(&output.code()), "{words:?}: {output}");
+                    for word in [path, said] {
+                        assert!(output.stderr.contains(word), "{words:?}: {output}");
+                    }
+                });
+            }
+        });
+    };
+    refused(&fifo, "a pipe that nobody has written to for 10s");
+    refused("/dev/zero", "a device and no regular file");
+    refused("/usr", "a directory and no regular file");
+    let run = |words: &[&str]| sbxrt.run([words, &[&image, "true"]].concat()).output();
+    run(&["--result", &fifo]).assert_refused(&["fifo", "nobody reads from"]);
+    run(&["--result", "/usr"]).assert_refused(&["/usr", "EISDIR"]);
+    run(&["--stdout-file", &fifo]).assert_refused(&["fifo"]);
+}
+
+#[test]
+fn pipes_are_read_where_files_are() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    if !Path::new("/bin/bash").exists() {
+        return;
+    }
+    let image = fixtures.busybox_rootfs();
+    for_each_identity(|sbxrt| {
+        let words = ["--env-file", "/dev/stdin", &image, "sh", "-c", "echo $A"];
+        let output = sbxrt.run(words).stdin("A=1\n").output();
+        assert_eq!(output.success(), "1\n", "{output}");
+        // The second comes late, and in pieces.
+        let script = "\"$0\" run --env-file <(echo A=1) --env-file <(sleep 0.3; echo -n B=; sleep 0.3; echo 2) \
+                      --result >(cat >result; echo >done) \"$@\"";
+        let run = sbxrt.command([&image, "sh", "-c", "echo $A$B"]);
+        let output = run.called_by(["bash", "-c", script]).output();
+        assert_eq!(output.success(), "12\n", "{output}");
+        let home = sbxrt.home();
+        let told = sbxrt_tests::eventually(Duration::from_secs(60), || home.join("done").exists());
+        let result = fs::read_to_string(home.join("result")).unwrap();
+        assert!(told && result.contains("\"exited\""), "{result}");
+        for name in ["done", "result"] {
+            fs::remove_file(home.join(name)).unwrap();
+        }
     });
 }

@@ -3,13 +3,13 @@
 //! What others have written into it stays, and nobody ever sees half of it.
 
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use sbxrt::image::registry_key;
+use sbxrt::image::{read_named_file, registry_key};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
@@ -31,24 +31,18 @@ impl AuthFile {
             path: path.to_owned(),
             source,
         };
-        let mut text = Vec::new();
-        match fs::File::open(path) {
-            Ok(file) => {
-                let file = file.take(FILE_BYTES + 1);
-                io::BufReader::new(file)
-                    .read_to_end(&mut text)
-                    .map_err(failed)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-        }
         let invalid = |reason: String| Error::AuthFile {
             path: path.to_owned(),
             reason,
         };
-        if text.len() as u64 > FILE_BYTES {
-            return Err(invalid("it is longer than 1 MiB".to_owned()));
-        }
+        let text = match read_named_file(path, FILE_BYTES) {
+            Ok(text) => text,
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound => Vec::new(),
+                io::ErrorKind::FileTooLarge => return Err(invalid(error.to_string())),
+                _ => return Err(failed(error)),
+            },
+        };
         let document = if text.trim_ascii().is_empty() {
             Map::new()
         } else {

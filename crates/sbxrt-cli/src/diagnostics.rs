@@ -218,6 +218,10 @@ fn hint(error: &Error) -> Option<String> {
         Error::NoDestination { .. } => {
             "name a destination behind it, such as docker://REGISTRY/REPOSITORY:TAG or oci-archive:FILE".to_owned()
         }
+        Error::SameFile { .. } => "name another file for one of them".to_owned(),
+        Error::FileInCopy { .. } => {
+            "name a file outside of it; the program could put one of its own there".to_owned()
+        }
         Error::NoCommand => "write a command behind the image".to_owned(),
         Error::Limits { .. } => {
             "write --memory SIZE --memory-swap SIZE, the second at least as large as the first"

@@ -1,10 +1,13 @@
 //! `--env` and `--env-file`.
 
+use std::io;
 use std::path::Path;
+
+use sbxrt::image::read_named_file;
 
 use crate::error::{Error, Result};
 
-/// How much of an environment file is read; the kernel takes a quarter of the stack, 2 MiB, for everything together.
+/// The largest environment file that is read; the kernel takes a quarter of the stack, 2 MiB, for everything together.
 const FILE_LIMIT: u64 = 4 << 20;
 
 /// A variable for the program.
@@ -62,8 +65,9 @@ fn read(path: &Path) -> Result<Vec<Variable>> {
         path: path.to_owned(),
         source,
     };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let text = std::io::read_to_string(std::io::Read::take(file, FILE_LIMIT)).map_err(failed)?;
+    let bytes = read_named_file(path, FILE_LIMIT).map_err(failed)?;
+    let text = String::from_utf8(bytes)
+        .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     parse(&text).map_err(|(line, reason)| Error::EnvironmentLine {
         path: path.to_owned(),
         line,

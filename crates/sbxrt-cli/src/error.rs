@@ -97,6 +97,12 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
+    /// Two flags name one file, or a flag the file that standard output or standard error goes to.
+    #[error("{first} and {second} are the same file")]
+    SameFile { first: String, second: String },
+    /// What the program leaves could take the place of a file of ours.
+    #[error("{file} is in {}, where an output is copied to", copy.display())]
+    FileInCopy { file: String, copy: PathBuf },
     /// Two limits contradict each other.
     #[error("{reason}")]
     Limits { reason: &'static str },

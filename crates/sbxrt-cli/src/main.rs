@@ -10,6 +10,7 @@ mod build;
 mod check;
 mod commit;
 mod copy;
+mod destination;
 mod diagnostics;
 mod du;
 mod environment;

@@ -10,15 +10,15 @@ use std::time::Instant;
 
 use nix::libc;
 use sbxrt::{Child, Engine, Limits, OutputAction, Report, Source, Spill, Stdin};
-use serde::Serialize;
 use tokio::sync::{Notify, oneshot};
 
 use crate::args::RunArguments;
+use crate::destination::{self, Destination};
 use crate::diagnostics::Diagnostic;
 use crate::error::{Error, Result};
 use crate::limit::{JSON_OUTPUT_LIMIT, JSON_TIMEOUT};
 use crate::policy::{Bounds, Policy, find_image};
-use crate::printer::{Printer, write_document};
+use crate::printer::Printer;
 use crate::quantity::format_size;
 use crate::relay::{self, Relay, Relayed, Sink};
 use crate::result::{Account, Document, Failed};
@@ -51,43 +51,6 @@ pub(crate) fn run(arguments: RunArguments, began: Instant) -> u8 {
     }
 }
 
-/// Where the document about the run goes.
-enum Destination {
-    Nowhere,
-    StandardOutput,
-    File(PathBuf, File),
-}
-
-impl Destination {
-    /// Opens it before anything is done that it would have to tell.
-    fn open(arguments: &RunArguments) -> Result<Self> {
-        match &arguments.result {
-            Some(path) => {
-                let file = File::create(path).map_err(|source| Error::ResultFile {
-                    path: path.clone(),
-                    source,
-                })?;
-                Ok(Self::File(path.clone(), file))
-            }
-            None if arguments.json => Ok(Self::StandardOutput),
-            None => Ok(Self::Nowhere),
-        }
-    }
-
-    fn write(&self, printer: Printer, document: &impl Serialize) -> Result<()> {
-        match self {
-            Self::Nowhere => Ok(()),
-            Self::StandardOutput => printer.document(document),
-            Self::File(path, file) => {
-                write_document(file, document).map_err(|source| Error::ResultFile {
-                    path: path.clone(),
-                    source,
-                })
-            }
-        }
-    }
-}
-
 fn execute(
     arguments: RunArguments,
     printer: Printer,
@@ -111,7 +74,23 @@ fn execute(
     )?;
     let (output_limit, output_action) = (bounds.output, bounds.output_action);
     let outputs = output::resolve(&arguments)?;
-    let file_limit = arguments.stream_file_limit.into_option();
+    let files = [arguments.stdout_file, arguments.stderr_file];
+    let spills = if print_spec {
+        [None, None]
+    } else {
+        let file_limit = arguments.stream_file_limit.into_option();
+        let create = |path: &PathBuf| Spill::create(path, file_limit.unwrap_or(u64::MAX));
+        let [stdout, stderr] = files.each_ref().map(|path| path.as_ref().map(create));
+        let spills = [stdout.transpose()?, stderr.transpose()?];
+        let named = [
+            ("--result", &arguments.result),
+            ("--stdout-file", &files[0]),
+            ("--stderr-file", &files[1]),
+        ];
+        let named = named.map(|(flag, path)| path.as_deref().map(|path| (flag, path)));
+        destination::distinguish(&named.into_iter().flatten().collect::<Vec<_>>(), &outputs)?;
+        spills
+    };
     let policy = Policy::new(arguments.sandbox, &arguments.limits, printer)?;
     let mut words = arguments.image_and_command.into_iter();
     let source: Source = words.next().unwrap_or_default().parse()?;
@@ -156,13 +135,7 @@ fn execute(
         limit: output_limit,
         action: output_action,
     };
-    let files = [arguments.stdout_file, arguments.stderr_file];
-    let spills = files.each_ref().map(|path| {
-        let create = |path| Spill::create(path, file_limit.unwrap_or(u64::MAX));
-        path.as_deref().map(create).transpose()
-    });
-    let [stdout_file, stderr_file] = spills;
-    let finished = runtime.block_on(attend(&command, &streams, [stdout_file?, stderr_file?]));
+    let finished = runtime.block_on(attend(&command, &streams, spills));
     // A thread that waits for a key must not hold the exit up.
     runtime.shutdown_background();
     let Finished {

@@ -1,10 +1,9 @@
 //! `--security-opt`, as Docker writes it: what an option means, and the profile behind it.
 
-use std::fs::File;
-use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use sbxrt::Seccomp;
+use sbxrt::image::read_named_file;
 use sbxrt::seccomp::Profile;
 
 use crate::error::{Error, Result};
@@ -68,15 +67,7 @@ fn read(path: &Path) -> Result<Profile> {
         path: path.to_owned(),
         source,
     };
-    let file = File::open(path).map_err(|error| failed(error.into()))?;
-    let mut text = Vec::new();
-    file.take(PROFILE_LIMIT + 1)
-        .read_to_end(&mut text)
-        .map_err(|error| failed(error.into()))?;
-    if text.len() as u64 > PROFILE_LIMIT {
-        let error = io::Error::new(io::ErrorKind::FileTooLarge, "larger than 1 MiB");
-        return Err(failed(error.into()));
-    }
+    let text = read_named_file(path, PROFILE_LIMIT).map_err(|error| failed(error.into()))?;
     Profile::parse(&text).map_err(|error| failed(error.into()))
 }
 

@@ -5,8 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::io::{ErrorKind, Read as _};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
-use crate::{Credentials, Error, Result, Secret};
+use crate::{Credentials, Error, Result, Secret, read_named_file};
 
 /// The longest file with credentials or settings that is read.
 const FILE_BYTES: u64 = 1 << 20;
@@ -306,24 +305,17 @@ pub fn normalize(server: &str) -> String {
 
 /// Reads a file of settings; `None` where there is none.
 pub(crate) fn read_settings(path: &Path) -> Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(Error::io("open", path, error)),
-    };
-    let mut text = Vec::new();
-    file.take(FILE_BYTES + 1)
-        .read_to_end(&mut text)
-        .map_err(|error| Error::io("read", path, error))?;
-    if text.len() as u64 > FILE_BYTES {
-        return Err(Error::InvalidSettings {
-            path: path.to_owned(),
-            reason: format!("it is longer than {} KiB", FILE_BYTES >> 10),
-        });
+    match read_named_file(path, FILE_BYTES) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) => match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => Ok(None),
+            ErrorKind::FileTooLarge => Err(Error::InvalidSettings {
+                path: path.to_owned(),
+                reason: error.to_string(),
+            }),
+            _ => Err(Error::io("read", path, error)),
+        },
     }
-    Ok(Some(text))
 }
 
 #[cfg(test)]

@@ -173,36 +173,38 @@ impl Outputs {
                 return Err(refuse("/proc, /sys and /dev are never collected"));
             }
         }
-        let copies = || self.paths.iter().filter_map(|it| it.copy_to.as_deref());
-        copies()
-            .enumerate()
-            .map(|(index, copy)| {
-                if copies().take(index).any(|other| other == copy) {
-                    let reason = "two outputs cannot have one copy";
-                    return Err(Failure::reason(STEP, copy.display().to_string(), reason));
-                }
-                let failed =
-                    |error| Failure::new(STEP, copy.display().to_string(), io::Error::from(error));
-                let (Some(parent), Some(name)) = (copy.parent(), copy.file_name()) else {
-                    let reason = "the copy needs a name";
-                    return Err(Failure::reason(STEP, copy.display().to_string(), reason));
-                };
-                let parent = if parent.as_os_str().is_empty() {
-                    Path::new(".")
-                } else {
-                    parent
-                };
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let directory = rustix::fs::open(parent, flags, Mode::empty()).map_err(failed)?;
-                // Told before the program runs rather than after it. The copy itself is made with O_EXCL.
-                if !self.overwrite
-                    && rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
-                {
-                    return Err(failed(rustix::io::Errno::EXIST));
-                }
-                Ok(directory)
-            })
-            .collect()
+        let mut directories = Vec::new();
+        let mut places = Vec::new();
+        for copy in self.paths.iter().filter_map(|it| it.copy_to.as_deref()) {
+            let refuse = |reason: &str| Failure::reason(STEP, copy.display().to_string(), reason);
+            let failed =
+                |error| Failure::new(STEP, copy.display().to_string(), io::Error::from(error));
+            let (Some(parent), Some(name)) = (copy.parent(), copy.file_name()) else {
+                return Err(refuse("the copy needs a name"));
+            };
+            let parent = if parent.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                parent
+            };
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let directory = rustix::fs::open(parent, flags, Mode::empty()).map_err(failed)?;
+            // One directory can be written in many ways.
+            let found = rustix::fs::fstat(&directory).map_err(failed)?;
+            let place = (found.st_dev, found.st_ino, name);
+            if places.contains(&place) {
+                return Err(refuse("two outputs cannot have one copy"));
+            }
+            places.push(place);
+            // Told before the program runs rather than after it. The copy itself is made with O_EXCL.
+            if !self.overwrite
+                && rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+            {
+                return Err(failed(rustix::io::Errno::EXIST));
+            }
+            directories.push(directory);
+        }
+        Ok(directories)
     }
 
     /// What is said of every path where there was no collecting.

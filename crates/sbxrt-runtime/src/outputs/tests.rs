@@ -351,6 +351,26 @@ fn what_can_never_be_collected_is_refused_before_the_program_runs() {
     }
 }
 
+#[test]
+fn one_place_is_no_place_for_two_copies() {
+    let host = tempfile::tempdir().unwrap();
+    fs::create_dir(host.path().join("a")).unwrap();
+    symlink("a", host.path().join("link")).unwrap();
+    let refused = |one: &str, other: &str| {
+        let paths = [one, other].map(|copy| OutputPath {
+            path: "/out".into(),
+            copy_to: Some(host.path().join(copy)),
+        });
+        let outputs = Outputs {
+            paths: paths.into(),
+            ..Outputs::default()
+        };
+        outputs.open_destinations().is_err()
+    };
+    assert!(refused("a/x", "a/x") && refused("a/x", "a/../a/x") && refused("a/x", "link/x"));
+    assert!(!refused("a/x", "a/y") && !refused("a/x", "x"));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 

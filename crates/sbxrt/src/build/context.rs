@@ -1,11 +1,10 @@
 //! The files of a context or of another image that `COPY` and `ADD` name.
 
-use std::fs::File;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use sbxrt_image::{Filter, NodeKind, Stack, Verdict};
+use sbxrt_image::{Filter, NodeKind, Stack, Verdict, read_named_file};
 
 use super::ignore::{self, Ignore};
 use super::pattern::{Pattern, is_pattern};
@@ -98,22 +97,17 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
         path: path.to_owned(),
         source,
     };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut bytes = Vec::new();
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::invalid(
-            path.display().to_string(),
-            format!("is longer than {limit} bytes"),
-        ));
+    match read_named_file(path, limit) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) => match error.kind() {
+            ErrorKind::NotFound => Ok(None),
+            ErrorKind::FileTooLarge => Err(Error::invalid(
+                path.display().to_string(),
+                format!("is longer than {limit} bytes"),
+            )),
+            _ => Err(failed(error)),
+        },
     }
-    Ok(Some(bytes))
 }
 
 /// A file or directory that was found.
