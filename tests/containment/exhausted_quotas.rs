@@ -2,6 +2,7 @@
 //! program that uses them up must meet its own limit, and nobody else of the same user may notice.
 
 use std::fs;
+use std::time::Duration;
 
 use sbxrt_tests::{Fixtures, eventually};
 
@@ -130,6 +131,97 @@ print('works')
             "{ended:?}"
         );
         assert_eq!(output.success(), "works\n", "{output}");
+        assert!(asynchronous.0 < asynchronous.1, "{asynchronous:?}");
+    });
+}
+
+/// Descriptors on their way, from as many threads at once as there may be: each may be on its way when the count is full.
+const FLOOD: &str = r"
+import array, os, socket, threading, time
+kept = []
+rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [0] * 253))]
+def flood():
+    while True:
+        pair = socket.socketpair()
+        kept.append(pair)
+        pair[0].setblocking(False)
+        while True:
+            try:
+                pair[0].sendmsg([b'x'], rights)
+            except BlockingIOError:
+                break
+threads = [threading.Thread(target=flood) for _ in range(32)]
+# A thread ends where it is refused: too many references, or too many files.
+threading.excepthook = lambda _: None
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+refused = 0
+try:
+    pair = socket.socketpair()
+    pair[0].sendmsg([b'x'], rights)
+except OSError as error:
+    refused = error.errno
+open('/out/full', 'w').write(str(refused))
+time.sleep(600)
+";
+
+#[test]
+fn descriptors_on_their_way_keep_nobody_else_from_starting() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    let image = fixtures.python_rootfs();
+    attack(|sbxrt| {
+        let directory = sbxrt.scratch("volume");
+        let volume = format!("{}:/out", directory.display());
+        let profile = sbxrt.home().join("profile");
+        // Whose listener a thread hands over.
+        let rules = r#"{ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+            { "names": ["reboot"], "action": "SCMP_ACT_KILL" },
+            { "names": ["prlimit64", "setrlimit", "sendmsg"], "action": "SCMP_ACT_ERRNO" }
+        ] }"#;
+        fs::write(&profile, rules).unwrap();
+        let custom = format!("--security-opt=seccomp={}", profile.display());
+        let mut flood = sbxrt
+            .run([
+                "-v",
+                &volume,
+                "--timeout",
+                "100s",
+                "--json",
+                &image,
+                "python3",
+                "-I",
+                "-S",
+                "-c",
+                FLOOD,
+            ])
+            .spawn();
+        let full = eventually(Duration::from_secs(60), || {
+            flood.try_wait().unwrap().is_some()
+                || fs::read(directory.join("full")).is_ok_and(|errno| !errno.is_empty())
+        });
+        let refused = fs::read_to_string(directory.join("full")).unwrap_or_default();
+        // An ordinary caller's own limit is below what is on its way.
+        let second = |options: &[&str]| {
+            let command = [&*image, "python3", "-I", "-S", "-c", "print('works')"];
+            let run = sbxrt.run([options, &command].concat());
+            run.called_by(["sh", "-c", "ulimit -Sn 256; exec \"$@\"", "sh"])
+                .output()
+        };
+        let outputs = [
+            second(&[]),
+            second(&[&custom]),
+            second(&["-m0", "--cpus=0"]),
+        ];
+        let was_there = flood.try_wait().unwrap().is_none();
+        flood.kill().unwrap();
+        let ended = flood.wait_with_output().unwrap();
+        assert!(full && was_there, "{ended:?}");
+        assert_eq!(refused, "109", "ETOOMANYREFS: {ended:?}");
+        for output in outputs {
+            assert_eq!(output.success(), "works\n", "{output}");
+        }
     });
 }
 
@@ -172,7 +264,7 @@ while True:
             storm,
         ];
         let mut storm = sbxrt.run(words).spawn();
-        let locked = eventually(std::time::Duration::from_secs(30), || {
+        let locked = eventually(Duration::from_secs(30), || {
             storm.try_wait().unwrap().is_some() || directory.read_dir().unwrap().count() >= 4
         });
         let output = sbxrt

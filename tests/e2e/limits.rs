@@ -220,6 +220,41 @@ fn files_end_where_their_limits_say() {
 }
 
 #[test]
+fn a_program_may_have_no_room_for_files_at_all() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    for_each_identity(|sbxrt| {
+        // A static program opens none before its first line. Its streams are open already.
+        let image = fixtures.busybox_rootfs();
+        let profile = sbxrt.home().join("profile");
+        // With this one, calls are asked about, and nobody sets limits or sends descriptors any more.
+        let rules = r#"{ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+            { "names": ["uname"], "action": "SCMP_ACT_KILL" },
+            { "names": ["setrlimit", "sendmsg", "close"], "action": "SCMP_ACT_ERRNO" },
+            { "names": ["prlimit64"], "action": "SCMP_ACT_ERRNO", "args": [{ "index": 2, "value": 0, "op": "SCMP_CMP_NE" }] }
+        ] }"#;
+        std::fs::write(&profile, rules).unwrap();
+        let custom = format!("--security-opt=seccomp={}", profile.display());
+        for policy in [
+            "--security-opt=seccomp=builtin",
+            "--security-opt=seccomp=unconfined",
+            &custom,
+        ] {
+            for files in ["0", "1", "2", "3", "4:5"] {
+                let limit = format!("nofile={files}");
+                let options = ["--quiet", policy, "--ulimit", &limit];
+                let command = [&*image, "sh", "-c", "ulimit -Sn; ulimit -Hn"];
+                let output = sbxrt.run([&options[..], &command].concat()).output();
+                let (soft, hard) = files.split_once(':').unwrap_or((files, files));
+                let expected = format!("{soft}\n{hard}\n");
+                assert_eq!(output.success(), expected, "{policy} {limit}: {output}");
+            }
+        }
+    });
+}
+
+#[test]
 fn a_full_set_of_files_is_told_from_full_bytes() {
     let Some(fixtures) = Fixtures::find() else {
         return;

@@ -326,6 +326,18 @@ fn registry_of(image: &str) -> &str {
 
 fn runtime_hint(error: &RuntimeError) -> Option<String> {
     let check = "`sbxrt check` says what this machine lacks and how to mend it";
+    let errno = match error {
+        RuntimeError::Channel(error) => error.raw_os_error(),
+        RuntimeError::Start(failure) => failure.errno,
+        _ => None,
+    };
+    if errno == Some(nix::libc::ETOOMANYREFS) {
+        return Some(
+            "programs of yours, in sandboxes or not, have more descriptors on their way in sockets than `ulimit -Hn` says; \
+             end the one that hoards them, or start sbxrt under a higher hard limit"
+                .to_owned(),
+        );
+    }
     if let Some(Explanation { reason, fix }) = explain(error) {
         return Some(match fix {
             Some(fix) => format!("{reason}; {fix}"),
@@ -413,6 +425,9 @@ mod tests {
                 )
                 .into(),
             )),
+            Error::Engine(sbxrt::Error::Runtime(RuntimeError::Channel(
+                io::Error::from_raw_os_error(nix::libc::ETOOMANYREFS),
+            ))),
             Error::Engine(sbxrt::Error::Image(sbxrt::image::Error::PlatformNotFound {
                 image: "docker.io/library/busybox:latest".to_owned(),
                 wanted: "linux/vax".to_owned(),

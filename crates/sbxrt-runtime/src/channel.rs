@@ -114,7 +114,23 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Sends `message` with `descriptors`. A peer that is gone is an error (`EPIPE`), never a signal.
+///
+/// The kernel refuses (`ETOOMANYREFS`) where all processes of the user, those of sandboxes too, have more descriptors on
+/// their way than this process may have open. Then it is tried again under the hard limit, for that moment.
 pub(crate) fn send(
+    socket: BorrowedFd<'_>,
+    message: &impl Serialize,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    match try_send(socket, message, descriptors) {
+        Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => {
+            sys::with_most_files(|| try_send(socket, message, descriptors))?
+        }
+        other => other,
+    }
+}
+
+fn try_send(
     socket: BorrowedFd<'_>,
     message: &impl Serialize,
     descriptors: &[BorrowedFd<'_>],

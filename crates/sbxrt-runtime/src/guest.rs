@@ -29,7 +29,7 @@ use crate::channel::{self, InitEvent, Order};
 use crate::error::{Failure, shortened};
 use crate::landlock::Rules;
 use crate::request::{LimitName, Limits, Mechanism, Network, Process, Rlimit, RlimitResource};
-use crate::seccomp::{self, Warden};
+use crate::seccomp::{self, OpenFiles, Warden};
 use crate::space::Spaces;
 use crate::sys;
 use crate::user::{self, User};
@@ -582,7 +582,7 @@ impl Program {
             )]
             sys::restrict_processors(cpus as usize).map_err(failed("sched_setaffinity"))?;
         }
-        Self::limit(guest)?;
+        let files = Self::limit(guest)?;
         let emulated = guest.emulate_root && self.is_root;
         let kept = if emulated { EMULATED_ROOT } else { &[] };
         sys::keep_capabilities(kept).map_err(failed("drop capabilities"))?;
@@ -603,14 +603,17 @@ impl Program {
             .map_err(failed("load the seccomp filter"))?;
         }
         let Some(policy) = policy else {
-            return Ok(());
+            return files.map_or(Ok(()), |OpenFiles { soft, hard }| {
+                set_limit(RlimitResource::Nofile, soft, hard)
+            });
         };
-        let may_send = guest.seccomp == seccomp::Policy::Default;
-        seccomp::install_under(policy, reports.warden.as_fd(), may_send)
+        let is_ours = guest.seccomp == seccomp::Policy::Default;
+        seccomp::install_under(policy, reports.warden.as_fd(), is_ours, files)
             .map_err(failed("load the seccomp filter"))
     }
 
-    fn limit(guest: &Guest) -> Result<(), Failure> {
+    /// Sets all limits but the one on open files, which is the last thing to be set.
+    fn limit(guest: &Guest) -> Result<Option<OpenFiles>, Failure> {
         let infinity = libc::RLIM_INFINITY;
         let fixed = FIXED_LIMITS.iter().map(|&(resource, limit)| Rlimit {
             resource,
@@ -646,6 +649,7 @@ impl Program {
                 || !bounded.contains(&rlimit.resource)
         };
         limits.extend(guest.process.rlimits.iter().filter(is_left));
+        let mut files = None;
         for Rlimit {
             resource,
             soft,
@@ -655,10 +659,14 @@ impl Program {
             let (_, ceiling) = sys::limit(resource.number()).unwrap_or((infinity, infinity));
             // An unprivileged process cannot go above what its creator may.
             let hard = hard.min(ceiling);
-            sys::set_limit(resource.number(), soft.min(hard), hard)
-                .map_err(|error| Failure::new(STEP, format!("setrlimit {resource}"), error))?;
+            let soft = soft.min(hard);
+            if resource == RlimitResource::Nofile {
+                files = Some(OpenFiles { soft, hard });
+            } else {
+                set_limit(resource, soft, hard)?;
+            }
         }
-        Ok(())
+        Ok(files)
     }
 
     /// Tries every candidate, as `execvp` does: a missing one is passed over, a forbidden one is remembered.
@@ -701,6 +709,11 @@ impl Program {
         let reason = shortened(reason);
         Outcome::NotExecuted { errno, reason }
     }
+}
+
+fn set_limit(resource: RlimitResource, soft: u64, hard: u64) -> Result<(), Failure> {
+    sys::set_limit(resource.number(), soft, hard)
+        .map_err(|error| Failure::new(STEP, format!("setrlimit {resource}"), error))
 }
 
 /// Whether the file system that `path` is on lets nothing be executed, as that of a volume may.

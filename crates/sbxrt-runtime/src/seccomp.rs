@@ -78,7 +78,7 @@ pub use policy::{Policy, PolicyKind};
 pub use profile::{Action, Condition, Error, Filter, KernelVersion, Operator, Profile, Rule};
 pub use program::{Instruction, MAX_INSTRUCTIONS, Program};
 pub use sys::install;
-pub(crate) use warden::{Blocked, Warden, install as install_under};
+pub(crate) use warden::{Blocked, OpenFiles, Warden, install as install_under};
 
 /// The default policy as text, for whoever wants to start from it.
 pub const DEFAULT_PROFILE: &str = include_str!("seccomp/default.json");

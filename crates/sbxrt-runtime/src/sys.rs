@@ -1,7 +1,7 @@
 //! The system calls that neither `std` nor `nix` offers in the shape needed here, one operation per function.
 //!
-//! Everything below is usable between `clone` and `execve` in a single-threaded child: no function takes a lock, and
-//! only those that say so allocate.
+//! Everything below is usable between `clone` and `execve` in a single-threaded child: only those that say so
+//! take a lock or allocate.
 #![expect(
     unsafe_code,
     reason = "raw system calls; each block names its invariant"
@@ -10,6 +10,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint, c_ulong};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
 
 use crate::cpuset::Cpuset;
 
@@ -646,6 +647,18 @@ pub(crate) fn set_limit(resource: c_uint, soft: u64, hard: u64) -> io::Result<()
         libc::setrlimit(resource, &raw const limit)
     }))
     .map(drop)
+}
+
+/// Does `action` while this process's limit on open files is the hard one, then restores it. Takes a lock.
+pub(crate) fn with_most_files<T>(action: impl FnOnce() -> T) -> io::Result<T> {
+    // Two threads at once would restore what the other has raised.
+    static RAISED: Mutex<()> = Mutex::new(());
+    let _raised = RAISED.lock().unwrap_or_else(PoisonError::into_inner);
+    let (soft, hard) = limit(libc::RLIMIT_NOFILE)?;
+    set_limit(libc::RLIMIT_NOFILE, hard, hard)?;
+    let result = action();
+    set_limit(libc::RLIMIT_NOFILE, soft, hard)?;
+    Ok(result)
 }
 
 /// The processors that this process may use. Allocates.

@@ -21,13 +21,19 @@ pub fn install(program: &Program) -> io::Result<()> {
 }
 
 /// As [`install`], and returns the descriptor on which the filter's questions (`SECCOMP_RET_USER_NOTIF`) are heard,
-/// close-on-exec.
+/// close-on-exec. Where the kernel can (Linux 5.19), nothing but SIGKILL interrupts a call that has been asked about.
 ///
 /// # Errors
 ///
 /// As for [`install`]; EBUSY where the thread is under a filter with a listener already.
 pub(super) fn install_with_listener(program: &Program) -> io::Result<OwnedFd> {
-    let fd = set_filter(program, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)?;
+    // linux/seccomp.h
+    const WAIT_KILLABLE: libc::c_ulong = 1 << 5;
+    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    let fd = match set_filter(program, flags | WAIT_KILLABLE) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => set_filter(program, flags),
+        other => other,
+    }?;
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel has just created `fd` for this process and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

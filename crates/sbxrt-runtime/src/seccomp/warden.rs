@@ -4,20 +4,21 @@
 //! Where the kernel itself ends a process with SIGSYS, nobody can tell afterwards what it had called, or that it did not
 //! send itself that signal. So the filter is installed with every "kill" and "trap" replaced by a question
 //! (`SECCOMP_RET_USER_NOTIF`). A call that is asked about never goes on: it is answered by the end of its process, or
-//! with an error. Without a listener the kernel says ENOSYS, and without the first process there is no container.
+//! with ENOSYS. Without a listener the kernel says the same, and without the first process there is no container.
 //!
 //! What the program sees differs from the kernel's own way in this:
 //!
 //! - Where one thread would be ended (`SCMP_ACT_KILL`), the whole process is, because others wait for that thread.
 //! - SIGSYS ends it, as ever; SIGKILL where SIGSYS is caught, ignored or blocked, which the kernel would undo.
-//! - A caught `SCMP_ACT_TRAP` gives the handler a SIGSYS of `SI_TKILL` without the number of the call, and ENOSYS.
+//! - A caught `SCMP_ACT_TRAP` gives the handler a SIGSYS of `SI_TKILL` without the number of the call, and ENOSYS. Before
+//!   Linux 6.17 the signal may interrupt the call (EINTR, or the call again) before the answer has come.
 //! - A filter has one listener, so the program cannot have one for filters of its own (EBUSY).
 
 use std::collections::HashSet;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::poll::PollFlags;
 use serde::{Deserialize, Serialize};
@@ -40,60 +41,100 @@ pub(crate) struct Blocked {
 struct Installed;
 
 /// The program's side: puts the calling process under `program`, and hands the listener to `warden` where there is
-/// anything to ask.
+/// anything to ask. Last of all, sets the limit on open files.
 ///
-/// Where the filter may forbid `sendmsg` itself (not `may_send`), a thread that is not under it sends the listener. The
-/// caller has no other thread; execve ends this one. The caller makes no system call meanwhile, and need make none
-/// before execve.
+/// That comes last because the limit decides about the handing over: the kernel refuses to send a descriptor where all
+/// processes of the user, those of other sandboxes too, have more on their way than the sender may have open.
+///
+/// Where the filter may forbid `sendmsg` and `prlimit64` themselves (not `is_ours`), a thread that is not under it makes
+/// these calls. The caller has no other thread; execve ends this one. The caller makes no system call meanwhile, and need
+/// make none before execve.
 ///
 /// # Errors
 ///
 /// What the kernel says. The process is then not confined and must not go on.
-pub(crate) fn install(program: &Program, warden: BorrowedFd<'_>, may_send: bool) -> io::Result<()> {
+pub(crate) fn install(
+    program: &Program,
+    warden: BorrowedFd<'_>,
+    is_ours: bool,
+    files: Option<OpenFiles>,
+) -> io::Result<()> {
+    let by_kernel = || {
+        OpenFiles::set(files)?;
+        super::install(program)
+    };
     let Some(asking) = program.asking() else {
-        return super::install(program);
+        return by_kernel();
     };
     // Freeing it may need a system call, which may be forbidden by then.
     let asking = ManuallyDrop::new(asking);
-    let installed = if may_send {
+    let listener = if is_ours {
         sys::install_with_listener(&asking)
-            .and_then(|listener| channel::send(warden, &Installed, &[listener.as_fd()]))
     } else {
-        install_beside_messenger(&asking, warden)
+        match install_beside_messenger(&asking, warden, files) {
+            Ok(()) => return Ok(()),
+            Err(error) => Err(error),
+        }
     };
-    match installed {
+    match listener {
+        Ok(listener) => {
+            channel::send(warden, &Installed, &[listener.as_fd()])?;
+            OpenFiles::set(files)
+        }
         // sbxrt itself runs under a filter with a listener, or there is no room for one more thread. The kernel then
         // ends processes by itself, and the result can only name the signal.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => {
-            super::install(program)
+            by_kernel()
         }
-        other => other,
+        Err(error) => Err(error),
+    }
+}
+
+/// The limit on open files that the program gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OpenFiles {
+    pub(crate) soft: u64,
+    pub(crate) hard: u64,
+}
+
+impl OpenFiles {
+    fn set(files: Option<Self>) -> io::Result<()> {
+        files.map_or(Ok(()), |Self { soft, hard }| {
+            crate::sys::set_limit(libc::RLIMIT_NOFILE as libc::c_uint, soft, hard)
+        })
     }
 }
 
 /// The listener's descriptor, once there is one.
 static LISTENER: AtomicI32 = AtomicI32::new(NOT_YET);
-/// Whether it has been sent, or cannot be.
-static SENT: AtomicBool = AtomicBool::new(false);
+/// What has come of handing it over: 0 or an error number.
+static HANDED_OVER: AtomicI32 = AtomicI32::new(NOT_YET);
 
 const NOT_YET: i32 = -1;
 const NEVER: i32 = -2;
 
-fn install_beside_messenger(asking: &Program, warden: BorrowedFd<'_>) -> io::Result<()> {
+fn install_beside_messenger(
+    asking: &Program,
+    warden: BorrowedFd<'_>,
+    files: Option<OpenFiles>,
+) -> io::Result<()> {
     let warden = warden.try_clone_to_owned()?;
     drop(
         std::thread::Builder::new()
             .stack_size(256 << 10)
-            .spawn(move || deliver(&warden))?,
+            .spawn(move || deliver(&warden, files))?,
     );
     match sys::install_with_listener(asking) {
         Ok(listener) => {
-            // Not closed here: close may be forbidden, and execve does it.
+            // Closed by the messenger: here, close may be forbidden.
             LISTENER.store(listener.into_raw_fd(), Ordering::Release);
-            while !SENT.load(Ordering::Acquire) {
-                std::hint::spin_loop();
+            loop {
+                match HANDED_OVER.load(Ordering::Acquire) {
+                    NOT_YET => std::hint::spin_loop(),
+                    0 => return Ok(()),
+                    errno => return Err(io::Error::from_raw_os_error(errno)),
+                }
             }
-            Ok(())
         }
         Err(error) => {
             LISTENER.store(NEVER, Ordering::Release);
@@ -103,7 +144,7 @@ fn install_beside_messenger(asking: &Program, warden: BorrowedFd<'_>) -> io::Res
 }
 
 /// Sends the listener as soon as there is one.
-fn deliver(warden: &OwnedFd) {
+fn deliver(warden: &OwnedFd, files: Option<OpenFiles>) {
     let listener = loop {
         match LISTENER.load(Ordering::Acquire) {
             NOT_YET => std::thread::yield_now(),
@@ -111,11 +152,13 @@ fn deliver(warden: &OwnedFd) {
             fd => break fd,
         }
     };
-    if let Ok(listener) = crate::sys::borrow(listener) {
-        // Where the first process is gone, so will be this one.
-        drop(channel::send(warden.as_fd(), &Installed, &[listener]));
-    }
-    SENT.store(true, Ordering::Release);
+    let result = crate::sys::adopt(listener).and_then(|listener| {
+        // Where this fails the listener is closed: nobody may wait for an answer that will not come.
+        channel::send(warden.as_fd(), &Installed, &[listener.as_fd()])?;
+        OpenFiles::set(files)
+    });
+    let errno = result.map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO), |()| 0);
+    HANDED_OVER.store(errno, Ordering::Release);
     // To end now could free memory that the other thread allocates from.
     loop {
         std::thread::park();
@@ -184,11 +227,13 @@ impl Warden {
                 Ok(Some(notification)) => {
                     let asker = Asker::find(notification.thread);
                     // The number of a thread that is gone may be another's by now.
-                    if sys::is_waiting(listener.as_fd(), notification.id)
-                        && let Answer::Error(errno) = self.decide(&notification, asker)
-                        && let Some(listener) = self.awaited()
-                    {
-                        drop(sys::answer(listener, notification.id, errno));
+                    if sys::is_waiting(listener.as_fd(), notification.id) {
+                        self.judge(&notification, asker);
+                        // It waits for that, whatever signal has come, where the kernel lets nothing but SIGKILL interrupt it;
+                        // a signal is delivered before the program sees the answer.
+                        if let Some(listener) = self.awaited() {
+                            drop(sys::answer(listener, notification.id, libc::ENOSYS));
+                        }
                     }
                     return;
                 }
@@ -200,16 +245,17 @@ impl Warden {
         self.source = next;
     }
 
-    fn decide(&mut self, notification: &Notification, asker: Option<Asker>) -> Answer {
+    /// Sends whoever asks the signal that the policy has for the call.
+    fn judge(&mut self, notification: &Notification, asker: Option<Asker>) {
         let Notification { thread, call, .. } = notification;
         let Some(asker) = asker else {
             drop(sys::signal_thread(*thread, *thread, libc::SIGKILL));
-            return Answer::End;
+            return;
         };
         let wanted = interpreter::run(&self.program, call).unwrap_or(compile::KILL_PROCESS);
         if wanted & compile::ACTION == compile::TRAP && asker.sigsys == Disposition::Caught {
             drop(sys::signal_thread(asker.process, *thread, libc::SIGSYS));
-            return Answer::Error(libc::ENOSYS);
+            return;
         }
         if self.blocked.is_none() || asker.process == self.pid {
             self.blocked = Some((asker.process, Blocked::new(call)));
@@ -224,7 +270,6 @@ impl Warden {
             libc::SIGKILL
         };
         drop(sys::signal_thread(asker.process, *thread, signal));
-        Answer::End
     }
 
     /// The call that the program was ended for, if that is how it ended.
@@ -233,15 +278,6 @@ impl Warden {
             .filter(|(process, _)| *process == self.pid)
             .map(|(_, blocked)| blocked)
     }
-}
-
-/// What becomes of a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answer {
-    /// A signal ends it.
-    End,
-    /// It fails with this error number.
-    Error(i32),
 }
 
 /// Who has made a call.
