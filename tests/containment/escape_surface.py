@@ -169,7 +169,12 @@ def readable(path):
 def first_process():
     for name in ("environ", "exe", "fd/0", "maps", "mem", "mountinfo", "ns/user", "root/etc", "stack", "syscall"):
         tell("process 1", name, attempt(lambda: os.close(os.open("/proc/1/" + name, os.O_RDONLY))))
+    for top in ("/proc/1", "/proc/self/../1/task/1"):
+        # No directory of descriptors of its own can be listed.
+        for path in writable(top, lambda path: False):
+            tell("process 1", "writable", path)
     tell("process 1", "signal 0", attempt(os.kill, 1, 0))
+    tell("process 1", "priority of the user's processes", attempt(os.setpriority, os.PRIO_USER, 0, 0))
     processes = [name for name in os.listdir("/proc") if name.isdigit()]
     tell("processes that are listed besides its own", len([pid for pid in processes if int(pid) != os.getpid()]))
 

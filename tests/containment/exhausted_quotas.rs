@@ -66,6 +66,9 @@ kept = use_up(100000, lambda: call(libc.semget, 0, 200, 0o1600))
 timer = ctypes.c_void_p()
 kept = use_up(200000, lambda: call(libc.timer_create, 0, None, ctypes.byref(timer)))
 kept = use_up(10, lambda: call(libc.syscall, 248, b'user', b'sbxrt', b'x', 1, -3))
+io_setup = {'x86_64': 206, 'aarch64': 0}[os.uname().machine]
+for events in (65536, 4096, 256, 1):
+    kept = use_up(1000, lambda: call(libc.syscall, io_setup, events, ctypes.byref(ctypes.c_ulong(0))))
 open('/out/full', 'w').close()
 time.sleep(600)
 ";
@@ -117,12 +120,18 @@ print('works')
             GREEDY,
         ];
         let mut greedy = sbxrt.run(greedy).spawn();
-        let full = eventually(std::time::Duration::from_secs(50), || {
+        let full = eventually(Duration::from_secs(50), || {
             greedy.try_wait().unwrap().is_some() || directory.join("full").exists()
         });
         let output = sbxrt
             .run([&image, "python3", "-I", "-S", "-c", modest])
             .output();
+        // This one is counted for the whole machine.
+        let setting = |name: &str| {
+            let text = fs::read_to_string(format!("/proc/sys/fs/{name}")).unwrap();
+            text.trim().parse::<u64>().unwrap()
+        };
+        let asynchronous = (setting("aio-nr"), setting("aio-max-nr"));
         let was_there = greedy.try_wait().unwrap().is_none();
         greedy.kill().unwrap();
         let ended = greedy.wait_with_output().unwrap();

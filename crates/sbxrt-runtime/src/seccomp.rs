@@ -21,7 +21,10 @@
 //! - Of their protocols TCP (also multipath), UDP and ICMP are left; asking for another would load its module.
 //! - The terminal cannot be typed into (`TIOCSTI`, `TIOCLINUX`) or given another line discipline. The command of `ioctl`
 //!   is compared by its low 32 bits, since the kernel drops the others.
-//! - Process 1 is sbxrt's own; its limits, processors and priority are not the program's to change.
+//! - Process 1 is sbxrt's own; its limits, processors and priority are not the program's to change, nor are those of all
+//!   processes of a user (`PRIO_USER`), which it is one of.
+//! - No asynchronous I/O of the old kind (`io_setup`; ENOSYS, as on a kernel built without it): `fs.aio-max-nr` is one number
+//!   for all users of a machine. Databases that use it fall back to threads; the C library's `aio_read` is threads already.
 //! - `RLIMIT_CORE` stays 1, the one value with which the kernel writes no core, not even to a handler on the host. A
 //!   program that sets it is told that it has.
 //! - No leases (`F_SETLEASE`), which would hold up whoever opens a shared file on the host, and no pipes beyond 64 KiB.
@@ -31,7 +34,7 @@
 //! # What it costs
 //!
 //! Measured on the 2-processor machine of the other measurements (Linux 6.18, 201 processes each, medians): handing this
-//! program (263 instructions) to the kernel takes 99 µs, a list of one comparison after the other, as libseccomp writes by default, 375-394
+//! program (263 instructions then, 271 now) to the kernel takes 99 µs, a list of one comparison after the other, as libseccomp writes by default, 375-394
 //! µs: the kernel runs a new filter once for each system call number to find those that are always allowed. Those it
 //! never asks the filter about again, so `getppid` costs the same under both (45 ns more than under none, for entering
 //! the slow path at all). A second filter of 12 instructions takes 41 µs; a listener's descriptor takes none.

@@ -43,8 +43,15 @@ pub(crate) const MASKED: &[&str] = &[
 ];
 
 /// Paths of `/proc` that are settings, as Docker protects them; `/proc/sys` is made read-only by the container's first
-/// process, once it has written a setting there.
-const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger"];
+/// process, once it has written a setting there. `/proc/1` is that process, sbxrt's own with the program's id on the host:
+/// its place with the scheduler and the OOM killer is a setting too. All its names (`task/1`, `..`) lead through this path.
+const READ_ONLY: &[&str] = &[
+    "/proc/1",
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sysrq-trigger",
+];
 
 /// The unit of `kernel.shmall`. System V shared memory belongs to no process and to no file system, so only this
 /// setting of the IPC namespace bounds it: to as much as `/dev/shm`.
