@@ -6,6 +6,7 @@ mod with_systemd;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use sbxrt_tests::{Fixtures, Need, Sbxrt, TruthTable, for_each_identity, require};
@@ -156,6 +157,72 @@ mod with_delegation {
         });
     }
 
+    /// On the machine's own disk: of the host's files the machine knows no disk.
+    #[test]
+    fn a_disk_is_read_and_written_no_faster_than_its_limits() {
+        let (true, Some(fixtures)) = (require(Need::DelegatedCgroup), Fixtures::find()) else {
+            return;
+        };
+        for_each_identity(|sbxrt| {
+            let disk = tempfile::tempdir_in("/run/disk").unwrap();
+            let path = |name: &str| disk.path().join(name).display().to_string();
+            let rootfs = fixtures.busybox_rootfs();
+            let busybox = Path::new(rootfs.strip_prefix("dir:").unwrap()).join("bin/busybox");
+            fs::create_dir_all(path("image/bin")).unwrap();
+            fs::copy(busybox, path("image/bin/busybox")).unwrap();
+            fs::create_dir(path("volume")).unwrap();
+            let image = format!("dir:{}", path("image"));
+            let volume = format!("{}:/volume", path("volume"));
+            let run = |limit: &str, dd: &str| {
+                let words = ["--json", "--timeout", "none", limit, "2m", "-v", &volume];
+                let dd = format!("/bin/busybox dd {dd} bs=1M count=8");
+                let words = [
+                    &words[..],
+                    &[
+                        "--require",
+                        "io=cgroup",
+                        &image,
+                        "/bin/busybox",
+                        "sh",
+                        "-c",
+                        &dd,
+                    ],
+                ];
+                let report = sbxrt.run(words.concat()).deadline(SLOW).output().report();
+                assert_eq!(
+                    (report.kind(), report.code()),
+                    ("exited", Some(0)),
+                    "{report}"
+                );
+                assert_eq!(report.enforcement("io"), "cgroup2", "{report}");
+                report.wall_time()
+            };
+            // Through the page cache, and past it.
+            for how in ["conv=fsync", "oflag=direct"] {
+                let dd = format!("if=/dev/zero of=/volume/file {how}");
+                let time = run("--write-bps", &dd);
+                assert!(time >= Duration::from_secs(3), "{how}: {time:?}");
+            }
+            let time = run("--read-bps", "if=/volume/file of=/dev/null iflag=direct");
+            assert!(time >= Duration::from_secs(3), "{time:?}");
+        });
+    }
+
+    /// This kernel has no cpuset controller.
+    #[test]
+    fn what_the_cgroup_cannot_hold_is_held_otherwise_and_named() {
+        let (true, Some(fixtures)) = (require(Need::DelegatedCgroup), Fixtures::find()) else {
+            return;
+        };
+        for_each_identity(|sbxrt| {
+            let image = fixtures.busybox_rootfs();
+            let words = ["--json", "--cpuset-cpus", "0", &image, "true"];
+            let report = sbxrt.run(words).deadline(SLOW).output().report();
+            assert_eq!(report.enforcement("cpuset"), "affinity", "{report}");
+            assert_eq!(report.enforcement("swap"), "cgroup2", "{report}");
+        });
+    }
+
     #[test]
     fn every_bomb_ends_as_documented() {
         let (true, Some(fixtures)) = (require(Need::DelegatedCgroup), Fixtures::find()) else {
@@ -248,6 +315,56 @@ mod without_delegation {
 
 mod as_root {
     use super::*;
+
+    /// Swap on the machine's disk, until it is dropped.
+    struct Swap(&'static str);
+
+    impl Swap {
+        fn on(sbxrt: &Sbxrt) -> Self {
+            let path = "/run/disk/swap";
+            sbxrt.tool(&["fallocate", "--length", "128M", path]);
+            sbxrt.tool(&["chmod", "600", path]);
+            sbxrt.tool(&["mkswap", path]);
+            sbxrt.tool(&["swapon", path]);
+            Self(path)
+        }
+    }
+
+    impl Drop for Swap {
+        fn drop(&mut self) {
+            let status = Command::new("swapoff").arg(self.0).status();
+            let status = status.expect("swapoff is there");
+            assert!(status.success() || std::thread::panicking(), "{status}");
+            fs::remove_file(self.0).expect("it is there");
+        }
+    }
+
+    #[test]
+    fn swap_is_what_was_asked_for_and_else_none() {
+        let (true, Some(fixtures)) = (require(Need::DelegatedCgroup), Fixtures::find()) else {
+            return;
+        };
+        for_each_identity(|sbxrt| {
+            let _swap = Swap::on(sbxrt);
+            let image = fixtures.python_rootfs();
+            let program = "kept = b'x' * (64 << 20); print(len(kept))";
+            let ends = [
+                (None, "oom"),
+                (Some("48m"), "oom"),
+                (Some("128m"), "exited"),
+            ];
+            for (swap, end) in ends {
+                let swap = swap.map_or(Vec::new(), |swap| vec!["--memory-swap", swap]);
+                let words = ["--json", "--timeout", "50s", "-m", "32m"];
+                let program = [&image, "python3", "-I", "-S", "-c", program];
+                let words = [&words[..], &swap, &program].concat();
+                let report = sbxrt.run(words).deadline(SLOW).output().report();
+                assert_eq!(report.kind(), end, "{swap:?}: {report}");
+                assert_eq!(report.enforcement("swap"), "cgroup2", "{report}");
+                assert!(report.memory_peak() <= 128 << 20, "{report}");
+            }
+        });
+    }
 
     #[test]
     fn every_bomb_ends_as_documented() {
