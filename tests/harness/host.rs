@@ -3,35 +3,60 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::sbxrt::walk;
 use crate::{Sbxrt, eventually};
 
 /// How long the host may take to be as it was. It takes milliseconds, except where others keep the machine busy.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The processes of this test: those that it has started, and those that were seen below them. A cgroup has the name of
+/// the process that it was made for, which may have ended long ago.
+static OWN: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+/// Notes that a process is this test's.
+pub(crate) fn started(pid: u32) {
+    OWN.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(pid);
+}
 
 /// What was on the host before a run.
 #[derive(Debug)]
 pub struct Host {
-    private: Vec<PathBuf>,
+    places: Places,
     before: Traces,
+}
+
+/// Where this test's files are.
+#[derive(Debug)]
+struct Places {
+    /// All that is the test's.
+    own: PathBuf,
+    /// What of it must be empty again.
+    private: [PathBuf; 2],
 }
 
 impl Host {
     /// Looks at the host, and makes this process the parent of all that will be orphaned below it.
     ///
-    /// Tests run at the same time, so what another one has running must not count. Processes are told apart by their
-    /// descent, temporary files by the directories that each test has of its own, and cgroups by whether anything is
-    /// in them.
+    /// Tests run at the same time, so what another one has running must not count, nor what it leaves behind. Processes
+    /// are told apart by their descent, temporary files and mounts by the directories that each test has of its own, and
+    /// cgroups by whether anything is in them and by whom they were made for.
     pub fn snapshot(sbxrt: &Sbxrt) -> Self {
         nix::sys::prctl::set_child_subreaper(true).unwrap();
-        let private = vec![sbxrt.runtime_directory(), sbxrt.temporary_directory()];
-        let before = Traces::find(&private);
-        Self { private, before }
+        started(std::process::id());
+        let places = Places {
+            own: sbxrt.directory().to_owned(),
+            private: [sbxrt.runtime_directory(), sbxrt.temporary_directory()],
+        };
+        let before = Traces::find(&places);
+        Self { places, before }
     }
 
-    /// Waits, at most ten seconds, until the host is as it was. Returns how long that took.
+    /// Waits, at most a minute, until the host is as it was. Returns how long that took.
     ///
     /// # Panics
     ///
@@ -40,7 +65,7 @@ impl Host {
         let start = Instant::now();
         let mut left = Vec::new();
         let clean = eventually(LIMIT, || {
-            left = Traces::find(&self.private).beyond(&self.before);
+            left = Traces::find(&self.places).beyond(&self.before);
             left.is_empty()
         });
         assert!(
@@ -56,22 +81,28 @@ impl Host {
 struct Traces(BTreeSet<String>);
 
 impl Traces {
-    fn find(private: &[PathBuf]) -> Self {
+    fn find(places: &Places) -> Self {
         let mut found = BTreeSet::new();
         for pid in descendants(std::process::id()) {
+            started(pid);
             let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
             found.insert(format!("process {pid} {command}"));
         }
         for mount in fs::read_to_string("/proc/self/mounts").unwrap().lines() {
-            found.insert(format!("mount {mount}"));
+            let is_another_tests =
+                mount.contains("/sbxrt-test-") && !mount.contains(places.own.to_str().unwrap());
+            if !is_another_tests {
+                found.insert(format!("mount {mount}"));
+            }
         }
+        let own = OWN.lock().unwrap_or_else(PoisonError::into_inner).clone();
         walk(Path::new("/sys/fs/cgroup"), &mut |path| {
-            if path.is_dir() && is_unpopulated(path) {
+            if path.is_dir() && !is_another_tests(path, &own) && is_unpopulated(path) {
                 found.insert(format!("cgroup {}", path.display()));
             }
         });
-        for directory in private {
+        for directory in &places.private {
             walk(directory, &mut |path| {
                 found.insert(format!("file {}", path.display()));
             });
@@ -136,6 +167,22 @@ pub fn descendants(ancestor: u32) -> Vec<u32> {
         .collect()
 }
 
+/// Whether a cgroup was made for a process that is none of `own`: `sbxrt-run.PID.…`, or `sbxrt-job.PID.…`, which tests
+/// make.
+fn is_another_tests(cgroup: &Path, own: &BTreeSet<u32>) -> bool {
+    let owners: Vec<u32> = cgroup
+        .iter()
+        .filter_map(|name| {
+            let name = name.to_str()?;
+            let (_, rest) = name
+                .split_once('.')
+                .filter(|(kind, _)| matches!(*kind, "sbxrt-run" | "sbxrt-job"))?;
+            rest.split('.').next()?.parse().ok()
+        })
+        .collect();
+    !owners.is_empty() && owners.iter().all(|pid| !own.contains(pid))
+}
+
 fn is_unpopulated(cgroup: &Path) -> bool {
     // cgroup v2 says it of the whole subtree.
     if let Ok(events) = fs::read_to_string(cgroup.join("cgroup.events")) {
@@ -149,4 +196,27 @@ fn is_unpopulated(cgroup: &Path) -> bool {
     look(cgroup);
     walk(cgroup, &mut |path| look(path));
     !populated
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_is_told_from_that_of_another_test() {
+        let own = BTreeSet::from([17, 18]);
+        for (path, expected) in [
+            ("/sys/fs/cgroup/memory/sbxrt-run.17.0.abc", false),
+            ("/sys/fs/cgroup/memory/sbxrt-run.99.0.abc", true),
+            (
+                "/sys/fs/cgroup/memory/sbxrt-job.18.0/sbxrt-run.99.0.abc",
+                false,
+            ),
+            ("/sys/fs/cgroup/memory/sbxrt-job.99.0", true),
+            ("/sys/fs/cgroup/memory/somebody.99.0", false),
+            ("/sys/fs/cgroup/sbxrt.caller", false),
+        ] {
+            assert_eq!(is_another_tests(Path::new(path), &own), expected, "{path}");
+        }
+    }
 }

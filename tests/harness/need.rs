@@ -69,7 +69,9 @@ impl Need {
             ]),
             Self::DelegatedCgroup => delegation_missing(),
             Self::Version1 => version_1_missing(),
-            Self::Freezing => failure_of(std::process::Command::new("sh").args([
+            Self::Freezing => failure_of(std::process::Command::new("unshare").args([
+                "--mount",
+                "sh",
                 "-ec",
                 "d=$(mktemp -d); trap 'umount -l $d/m 2>&1; rm -rf $d' EXIT; mkdir $d/m; truncate -s 16M $d/f; \
                  mkfs.ext4 -q $d/f; mount -o loop $d/f $d/m; fsfreeze -f $d/m; fsfreeze -u $d/m",

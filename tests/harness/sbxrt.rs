@@ -66,6 +66,11 @@ impl Sbxrt {
         &self.binary
     }
 
+    /// All that it has of the host's file tree.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// The user's home, which the store is in.
     pub fn home(&self) -> PathBuf {
         self.directory.path().join("home")
@@ -284,9 +289,11 @@ impl Invocation<'_> {
                 ),
             })
             .stderr(Stdio::piped());
-        command
+        let child = command
             .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"))
+            .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        crate::host::started(child.id());
+        child
     }
 
     /// Runs it to its end.
