@@ -10,7 +10,7 @@ use sbxrt_tests::{descendants, eventually};
 use serde_json::json;
 
 use crate::census::Census;
-use crate::quantile;
+use crate::{pooled, quantile};
 
 /// What the three have in common.
 struct Setting {
@@ -45,6 +45,7 @@ pub(crate) fn run(name: &str, arguments: &[String]) -> Result<(), String> {
         match name {
             "many" => setting.many().await,
             "endure" => setting.endure().await,
+            "pool" => pooled::run(&setting.engine, &setting.image, setting.runs).await,
             _ => setting.timeouts().await,
         }
     });

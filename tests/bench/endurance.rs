@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -62,6 +63,35 @@ fn trees_that_mean_to_stay_end_when_their_time_is_over() {
             let words: Vec<&str> = row.split_ascii_whitespace().rev().take(2).collect();
             assert_eq!(words, ["0", "2"], "survivors and timeouts: {said}");
         }
+    });
+}
+
+#[test]
+fn a_container_that_stood_ready_is_used_once_and_like_any_other() {
+    each(|sbxrt, bench, rootfs| {
+        let said = sbxrt.tool(&[bench, "pool", rootfs, "2"]);
+        let lines: Vec<Value> = said
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let (lines, limited) = lines.split_at(8);
+        let mut names = BTreeSet::new();
+        for (number, line) in lines.iter().enumerate() {
+            assert_eq!(line["termination"], "Exited { code: 0 }", "{line}");
+            assert_eq!(line["stderr"], "", "{line}");
+            assert_eq!(line["files"], 1, "{line}");
+            let found: Vec<&str> = line["stdout"].as_str().unwrap().lines().collect();
+            let words = format!("name {number} value-{number} input-{number}");
+            assert_eq!(found[0], words, "{line}");
+            assert!(!found[2..found.len() - 1].contains(&"left"), "{line}");
+            assert_eq!(found[found.len() - 1], "left", "{line}");
+            assert!(
+                names.insert(found[1].to_owned()),
+                "a container again: {said}"
+            );
+        }
+        let ends: Vec<&Value> = limited.iter().map(|line| &line["termination"]).collect();
+        assert_eq!(ends, ["Exited { code: 0 }", "Timeout"], "{said}");
     });
 }
 

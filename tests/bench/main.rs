@@ -4,7 +4,7 @@
 //! sbxrt-bench [--runs N] [--gap MILLISECONDS] [--baseline NAME] < PLAN
 //! sbxrt-bench pull [--runs N] [--gap MILLISECONDS] < PLAN
 //! sbxrt-bench inflate|hash FILE...
-//! sbxrt-bench many|endure|timeouts ROOTFS RUNS
+//! sbxrt-bench many|endure|timeouts|pool ROOTFS RUNS
 //! ```
 //!
 //! A line of the plan is one command: `{"group": "/bin/true", "name": "crun", "command": ["crun", "run", …],
@@ -13,8 +13,8 @@
 //! within a round. A first pass goes back to back (hot), a second one rests before each command (idle), which shows
 //! what waits for the kernel's grace periods; `--gap 0` leaves it out. Time is from before the fork to after the wait.
 //! `pull` measures memory too and rests before every run: see [`pull`]. `inflate` and `hash` do that and nothing else to
-//! files, with the code that sbxrt uses: they show what no pull can be faster than. The last three use the crate: see
-//! [`crowd`].
+//! files, with the code that sbxrt uses: they show what no pull can be faster than. The last four use the crate: see
+//! [`crowd`] and [`pooled`].
 
 #![expect(
     clippy::print_stdout,
@@ -24,6 +24,7 @@
 
 mod census;
 mod crowd;
+mod pooled;
 mod pull;
 
 use std::collections::BTreeMap;
@@ -77,7 +78,7 @@ fn run() -> Result<(), String> {
         return arguments.try_for_each(|file| pull::hash(&file));
     }
     if let Some(name) =
-        arguments.next_if(|name| ["many", "endure", "timeouts"].contains(&name.as_str()))
+        arguments.next_if(|name| ["many", "endure", "timeouts", "pool"].contains(&name.as_str()))
     {
         return crowd::run(&name, &arguments.collect::<Vec<_>>());
     }

@@ -23,6 +23,8 @@ use crate::{rootfs, spec};
 #[derive(Debug)]
 pub(crate) struct Build<'a> {
     pub(crate) request: &'a Request,
+    /// Whether the program is told later.
+    pub(crate) is_prepared: bool,
     pub(crate) memory: Mechanism,
     pub(crate) pids: Mechanism,
     pub(crate) cpus: Mechanism,
@@ -53,7 +55,7 @@ impl Build<'_> {
         let began = Instant::now();
         unshare(CloneFlags::CLONE_NEWNS)
             .map_err(|error| Failure::new(STEP, "unshare(CLONE_NEWNS)", error))?;
-        let assembled = rootfs::assemble(self.request)?;
+        let assembled = rootfs::assemble(self.request, self.is_prepared)?;
         let prepare_micros = channel::micros(began.elapsed());
 
         let spec = spec::build(self.request, &assembled.root)
@@ -63,6 +65,7 @@ impl Build<'_> {
         let creating = Instant::now();
         let guest = Guest {
             process: self.request.process.clone(),
+            is_prepared: self.is_prepared,
             network: self.request.network,
             limits: self.request.limits.clone(),
             tmpfs: self

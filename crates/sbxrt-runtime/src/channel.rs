@@ -31,6 +31,8 @@ pub(crate) const DESCRIPTOR_LIMIT: usize = 253;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Event {
+    /// The container of an execution that was prepared stands ready.
+    Ready,
     /// The program runs. Its terminal, where it has one, comes along.
     Started,
     /// It is over. Processes that are left nevertheless come along, as pidfds: their pids are others in the caller's pid
@@ -49,6 +51,10 @@ pub(crate) enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Order {
+    /// Start the program of a container that was prepared. An [`Assignment`](crate::request::Assignment) comes along, as
+    /// [`enclose`] writes it, then the program's standard streams, and to the launcher the directories that copies of its
+    /// outputs go to.
+    Begin,
     /// Send this signal to the program.
     Signal(i32),
     /// End everything now: the program has written more than it may.
@@ -79,6 +85,8 @@ pub(crate) enum InitEvent {
     /// About to start the program. What a watchdog must see of the inside comes along: the list of System V segments
     /// first, if `segments`, then the file systems in memory.
     Objects { segments: bool },
+    /// Everything is done that can be done before it is known what the program is.
+    Ready,
     /// The program runs. Its terminal, where it has one, comes along.
     Started {
         start_micros: u64,

@@ -28,7 +28,9 @@ use crate::cgroup::Entrance;
 use crate::channel::{self, InitEvent, Order};
 use crate::error::{Failure, shortened};
 use crate::landlock::Rules;
-use crate::request::{LimitName, Limits, Mechanism, Network, Process, Rlimit, RlimitResource};
+use crate::request::{
+    Assignment, LimitName, Limits, Mechanism, Network, Process, Rlimit, RlimitResource,
+};
 use crate::seccomp::{self, OpenFiles, Warden};
 use crate::space::Spaces;
 use crate::sys;
@@ -41,6 +43,8 @@ const STEP: &str = "start the program";
 #[derive(Debug, Clone)]
 pub(crate) struct Guest {
     pub(crate) process: Process,
+    /// Whether the program's words are told later.
+    pub(crate) is_prepared: bool,
     pub(crate) network: Network,
     pub(crate) limits: Limits,
     /// Where else the program finds file systems in memory.
@@ -144,7 +148,7 @@ impl Guest {
             channel::pair().map_err(|error| Failure::new(STEP, "socketpair", error))?;
         let entrance = Entrance::receive(launcher)
             .map_err(|error| Failure::new(STEP, "receive the way into the cgroup", error))?;
-        let started = Instant::now();
+        let mut started = Instant::now();
         let pid = match sys::fork_into(0, entrance.birthplace())
             .map_err(|error| Failure::new(STEP, "clone3", error))?
         {
@@ -175,6 +179,9 @@ impl Guest {
                 }
                 Outcome::Failed(failure) => Err(failure),
             };
+        }
+        if self.is_prepared {
+            started = Instant::now();
         }
         let start_micros = channel::micros(self.created.elapsed());
         let descriptors: Vec<BorrowedFd<'_>> = terminal
@@ -257,7 +264,8 @@ impl Guest {
                                 nix::sys::signal::kill(nix::unistd::Pid::from_raw(program), signal);
                         }
                     }
-                    Ok(Some((Order::EndOutput | Order::Cancel, _)) | None) | Err(_) => {
+                    Ok(Some((Order::Begin | Order::EndOutput | Order::Cancel, _)) | None)
+                    | Err(_) => {
                         listening = false;
                     }
                 }
@@ -455,27 +463,27 @@ struct Reports<'a> {
     warden: &'a OwnedFd,
 }
 
-/// Everything that execve needs, made before the fork.
-struct Program {
+/// Everything that execve needs.
+struct Call {
     candidates: Vec<CString>,
     arguments: sys::StringArray,
     environment: sys::StringArray,
-    is_root: bool,
-    uid_map: String,
-    gid_map: String,
 }
 
-impl Program {
-    fn prepare(guest: &Guest, user: &User) -> Result<Self, Failure> {
-        let process = &guest.process;
+impl Call {
+    fn prepare(
+        guest: &Guest,
+        home: &str,
+        args: &[String],
+        env: &[String],
+    ) -> Result<Self, Failure> {
         let invalid = |what: &str| Failure::reason(STEP, what, "contains a NUL byte");
-        let name = process
-            .args
+        let name = args
             .first()
             .ok_or_else(|| Failure::reason(STEP, "command", "is empty"))?;
-        let mut environment = process.env.clone();
+        let mut environment = env.to_vec();
         if !environment.iter().any(|entry| entry.starts_with("HOME=")) {
-            environment.push(format!("HOME={}", user.home));
+            environment.push(format!("HOME={home}"));
         }
         if guest.emulate_root
             && !environment
@@ -506,9 +514,91 @@ impl Program {
                 .map(CString::new)
                 .collect::<Result<_, _>>()
                 .map_err(|_nul| invalid("command"))?,
-            arguments: sys::StringArray::new(&process.args).map_err(|_nul| invalid("argument"))?,
+            arguments: sys::StringArray::new(args).map_err(|_nul| invalid("argument"))?,
             environment: sys::StringArray::new(&environment)
                 .map_err(|_nul| invalid("environment"))?,
+        })
+    }
+
+    /// Waits until it is known what the program is, and takes its streams. Only for the process that becomes it: nobody else
+    /// listens to the launcher meanwhile.
+    fn receive(guest: &Guest, home: &str) -> Result<Self, Failure> {
+        let failed = |error| Failure::new(STEP, "take the assignment", error);
+        guest.tell(&InitEvent::Ready, &[])?;
+        let launcher = sys::borrow(guest.launcher).map_err(failed)?;
+        let Some((Order::Begin, descriptors)) = channel::receive(launcher).map_err(failed)? else {
+            return Err(failed(io::ErrorKind::UnexpectedEof.into()));
+        };
+        let mut descriptors = descriptors.into_iter();
+        let document = descriptors.next();
+        let document = document.ok_or_else(|| failed(io::ErrorKind::UnexpectedEof.into()))?;
+        let Assignment { args, env, .. } = channel::disclose(document).map_err(failed)?;
+        for (number, stream) in (0..=2).zip(descriptors) {
+            sys::duplicate_onto(&stream, number)
+                .map_err(|error| Failure::new(STEP, "dup2", error))?;
+        }
+        Self::prepare(guest, home, &args, &env)
+    }
+
+    /// Tries every candidate, as `execvp` does: a missing one is passed over, a forbidden one is remembered.
+    fn execute(&self) -> Outcome {
+        let mut result = io::Error::from_raw_os_error(libc::ENOENT);
+        let mut tried = &self.candidates[0];
+        for candidate in &self.candidates {
+            let error = sys::execute(candidate, &self.arguments, &self.environment);
+            match error.raw_os_error() {
+                Some(libc::ENOENT | libc::ENOTDIR) => {}
+                Some(libc::EACCES) => (result, tried) = (error, candidate),
+                _ => {
+                    (result, tried) = (error, candidate);
+                    break;
+                }
+            }
+        }
+        let errno = result.raw_os_error().unwrap_or(0);
+        let name = tried.to_string_lossy();
+        let reason = match errno {
+            libc::ENOENT if self.candidates.len() > 1 => {
+                let name = name.rsplit('/').next().unwrap_or_default();
+                format!("{name:?}: executable file not found in $PATH")
+            }
+            // The kernel says the same for a script whose interpreter, or a program whose loader, is missing.
+            libc::ENOENT => format!("{name:?}: no such file, or its interpreter is missing"),
+            libc::EACCES if is_noexec(tried) => {
+                format!(
+                    "{name:?}: permission denied: it is on a file system that is mounted noexec"
+                )
+            }
+            libc::EACCES => format!("{name:?}: permission denied: not an executable file"),
+            libc::ENOEXEC => format!(
+                "{name:?}: exec format error: neither a program for this machine nor a script"
+            ),
+            libc::E2BIG => format!("{name:?}: argument list or environment too long"),
+            _ => format!("{name:?}: {result}"),
+        };
+        // The name may be as long as an argument.
+        let reason = shortened(reason);
+        Outcome::NotExecuted { errno, reason }
+    }
+}
+
+/// What the process of the program has to become.
+struct Program {
+    /// None where it is told later.
+    call: Option<Call>,
+    home: String,
+    is_root: bool,
+    uid_map: String,
+    gid_map: String,
+}
+
+impl Program {
+    fn prepare(guest: &Guest, user: &User) -> Result<Self, Failure> {
+        let Process { args, env, .. } = &guest.process;
+        let call = (!guest.is_prepared).then(|| Call::prepare(guest, &user.home, args, env));
+        Ok(Self {
+            call: call.transpose()?,
+            home: user.home.clone(),
             is_root: user.uid == 0,
             uid_map: format!("{} 0 1", user.uid),
             gid_map: format!("{} 0 1", user.gid),
@@ -517,7 +607,7 @@ impl Program {
 
     /// Turns this process, a child of the first one, into the program.
     fn become_it(
-        &self,
+        mut self,
         guest: &Guest,
         entrance: Entrance,
         terminal: Option<&Terminal>,
@@ -529,19 +619,19 @@ impl Program {
             .and_then(|()| self.confine(guest, terminal, rules, reports));
         let end = match confined {
             Err(failure) => Outcome::Failed(failure),
-            Ok(()) => self.execute(),
+            Ok(call) => call.execute(),
         };
         end.write(reports.outcome);
         sys::exit_now(127)
     }
 
     fn confine(
-        &self,
+        &mut self,
         guest: &Guest,
         terminal: Option<&Terminal>,
         rules: Option<Rules>,
         reports: &Reports<'_>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Call, Failure> {
         let failed = |what: &'static str| move |error: io::Error| Failure::new(STEP, what, error);
         nix::unistd::setsid().map_err(|error| failed("setsid")(error.into()))?;
         if let Some(Terminal { slave, .. }) = terminal {
@@ -555,6 +645,9 @@ impl Program {
         // never resolved again, for the same path may lead elsewhere the second time.
         let mut kept = vec![reports.outcome.as_fd(), reports.warden.as_fd()];
         kept.extend(rules.as_ref().map(Rules::descriptor));
+        if self.call.is_none() {
+            kept.push(sys::borrow(guest.launcher).map_err(failed("close_range"))?);
+        }
         sys::keep_only(&kept).map_err(failed("close_range"))?;
         sys::new_session_keyring().map_err(failed("join a new session keyring"))?;
         unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWCGROUP)
@@ -582,10 +675,18 @@ impl Program {
             )]
             sys::restrict_processors(cpus as usize).map_err(failed("sched_setaffinity"))?;
         }
+        let call = if let Some(call) = self.call.take() {
+            call
+        } else {
+            let call = Call::receive(guest, &self.home)?;
+            kept.pop();
+            sys::keep_only(&kept).map_err(failed("close_range"))?;
+            call
+        };
         let files = Self::limit(guest)?;
         let emulated = guest.emulate_root && self.is_root;
-        let kept = if emulated { EMULATED_ROOT } else { &[] };
-        sys::keep_capabilities(kept).map_err(failed("drop capabilities"))?;
+        let capabilities = if emulated { EMULATED_ROOT } else { &[] };
+        sys::keep_capabilities(capabilities).map_err(failed("drop capabilities"))?;
         reset_signals().map_err(failed("reset signals"))?;
         if let Some(rules) = rules {
             rules.restrict()?;
@@ -603,13 +704,15 @@ impl Program {
             .map_err(failed("load the seccomp filter"))?;
         }
         let Some(policy) = policy else {
-            return files.map_or(Ok(()), |OpenFiles { soft, hard }| {
-                set_limit(RlimitResource::Nofile, soft, hard)
-            });
+            if let Some(OpenFiles { soft, hard }) = files {
+                set_limit(RlimitResource::Nofile, soft, hard)?;
+            }
+            return Ok(call);
         };
         let is_ours = guest.seccomp == seccomp::Policy::Default;
         seccomp::install_under(policy, reports.warden.as_fd(), is_ours, files)
-            .map_err(failed("load the seccomp filter"))
+            .map_err(failed("load the seccomp filter"))?;
+        Ok(call)
     }
 
     /// Sets all limits but the one on open files, which is the last thing to be set.
@@ -667,47 +770,6 @@ impl Program {
             }
         }
         Ok(files)
-    }
-
-    /// Tries every candidate, as `execvp` does: a missing one is passed over, a forbidden one is remembered.
-    fn execute(&self) -> Outcome {
-        let mut result = io::Error::from_raw_os_error(libc::ENOENT);
-        let mut tried = &self.candidates[0];
-        for candidate in &self.candidates {
-            let error = sys::execute(candidate, &self.arguments, &self.environment);
-            match error.raw_os_error() {
-                Some(libc::ENOENT | libc::ENOTDIR) => {}
-                Some(libc::EACCES) => (result, tried) = (error, candidate),
-                _ => {
-                    (result, tried) = (error, candidate);
-                    break;
-                }
-            }
-        }
-        let errno = result.raw_os_error().unwrap_or(0);
-        let name = tried.to_string_lossy();
-        let reason = match errno {
-            libc::ENOENT if self.candidates.len() > 1 => {
-                let name = name.rsplit('/').next().unwrap_or_default();
-                format!("{name:?}: executable file not found in $PATH")
-            }
-            // The kernel says the same for a script whose interpreter, or a program whose loader, is missing.
-            libc::ENOENT => format!("{name:?}: no such file, or its interpreter is missing"),
-            libc::EACCES if is_noexec(tried) => {
-                format!(
-                    "{name:?}: permission denied: it is on a file system that is mounted noexec"
-                )
-            }
-            libc::EACCES => format!("{name:?}: permission denied: not an executable file"),
-            libc::ENOEXEC => format!(
-                "{name:?}: exec format error: neither a program for this machine nor a script"
-            ),
-            libc::E2BIG => format!("{name:?}: argument list or environment too long"),
-            _ => format!("{name:?}: {result}"),
-        };
-        // The name may be as long as an argument.
-        let reason = shortened(reason);
-        Outcome::NotExecuted { errno, reason }
     }
 }
 

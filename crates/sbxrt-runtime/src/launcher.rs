@@ -238,11 +238,12 @@ impl Launcher {
         let Ok(Some((submission, descriptors))) = received else {
             return self.desert();
         };
-        let (destinations, no_scope) = match submission {
+        let (destinations, no_scope, is_prepared) = match submission {
             Submission::Run {
                 destinations,
                 no_scope,
-            } => (destinations, no_scope),
+                is_prepared,
+            } => (destinations, no_scope, is_prepared),
             Submission::Subtree(shape) => {
                 self.leaves = Some(Leaves::new(shape, descriptors));
                 return;
@@ -254,7 +255,7 @@ impl Launcher {
         };
         let destinations = descriptors.by_ref().take(destinations).collect();
         let streams = [descriptors.next(), descriptors.next(), descriptors.next()];
-        match self.start(request, streams, no_scope) {
+        match self.start(request, streams, no_scope, is_prepared) {
             Ok(mut run) => {
                 run.caller = Some(caller);
                 run.collection = Collection::new(destinations);
@@ -270,6 +271,7 @@ impl Launcher {
         request: OwnedFd,
         streams: [Option<OwnedFd>; 3],
         no_scope: Option<String>,
+        is_prepared: bool,
     ) -> Result<Run, Failure> {
         if let Some(failure) = &self.broken {
             return Err(failure.clone());
@@ -289,7 +291,15 @@ impl Launcher {
             ));
         }
         let leaves = self.leaves.as_ref();
-        Run::start(request, streams, leaves, no_scope, self.caller_is_root)
+        let caller_is_root = self.caller_is_root;
+        Run::start(
+            request,
+            streams,
+            leaves,
+            no_scope,
+            is_prepared,
+            caller_is_root,
+        )
     }
 
     /// Ends what the dead builder of an execution has left: its children have become this process's.
@@ -340,6 +350,8 @@ pub(crate) enum Submission {
         destinations: usize,
         /// Why systemd has made no scope, where one was wanted.
         no_scope: Option<String>,
+        /// Whether only its container is made now, and the program told later ([`Order::Begin`](crate::channel::Order)).
+        is_prepared: bool,
     },
     /// The place where cgroups are made from now on, with its descriptors. This process has been moved into it.
     Subtree(Shape),

@@ -47,10 +47,10 @@ pub use report::{
     Evidence, Isolation, PeakSource, Report, Sender, Space, Termination, Timings, Usage,
 };
 pub use request::{
-    LimitName, Limits, Mechanism, Mount, MountSource, Network, Process, Request, Requirement,
-    Rlimit, RlimitResource, Root, UnknownName, WindowSize,
+    Assignment, LimitName, Limits, Mechanism, Mount, MountSource, Network, Process, Request,
+    Requirement, Rlimit, RlimitResource, Root, UnknownName, WindowSize,
 };
-pub use supervisor::{Launcher, Progress, Run, init};
+pub use supervisor::{Launcher, Prepared, Progress, Run, init};
 
 /// The `PATH` of an image that names none, as in Docker.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -58,6 +58,18 @@ pub struct Request {
     pub require: BTreeMap<LimitName, Requirement>,
 }
 
+/// What a container that was prepared is to run: the part of a [`Request`] that may be known late. The rest is settled when
+/// the container is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// As [`Process::args`].
+    pub args: Vec<String>,
+    /// As [`Process::env`].
+    pub env: Vec<String>,
+    /// As [`Request::outputs`].
+    pub outputs: Outputs,
+}
+
 /// The root file system of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

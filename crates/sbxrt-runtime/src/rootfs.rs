@@ -82,8 +82,8 @@ struct Prepared<'a> {
 }
 
 /// Assembles the root file system of `request`. The caller must be in a mount namespace of its own, single-threaded,
-/// with `CAP_SYS_ADMIN` over it.
-pub(crate) fn assemble(request: &Request) -> Result<Assembled, Failure> {
+/// with `CAP_SYS_ADMIN` over it. With `keeps`, outputs may be asked for later.
+pub(crate) fn assemble(request: &Request, keeps: bool) -> Result<Assembled, Failure> {
     let prepared = request
         .mounts
         .iter()
@@ -177,7 +177,7 @@ pub(crate) fn assemble(request: &Request) -> Result<Assembled, Failure> {
             error,
         )
     })?;
-    if !request.outputs.paths.is_empty() {
+    if keeps || !request.outputs.paths.is_empty() {
         let failed = |error| Failure::new(STEP, "keep the outputs", error);
         assembled.kept = Some(sys::clone_tree(root.as_fd(), c"", true).map_err(failed)?);
     }

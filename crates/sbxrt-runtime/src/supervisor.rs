@@ -15,7 +15,7 @@ use crate::channel::{self, Event, Order};
 use crate::error::{Error, Failure, Result};
 use crate::launcher::{CONTROL, Setup, Submission};
 use crate::report::Report;
-use crate::request::{Mechanism, Request, Requirement};
+use crate::request::{Assignment, Mechanism, Request, Requirement};
 use crate::sys::{self, StringArray};
 
 /// How a re-executed copy of this program recognises that it is to be the launcher.
@@ -93,6 +93,32 @@ impl Launcher {
     /// Fails where the launcher is gone, and where an output's copy could not be made (it exists, or its directory does not).
     /// What else is wrong with the request is told by the [`Run`].
     pub fn run(&self, request: &Request, streams: Option<&[OwnedFd; 3]>) -> Result<Run> {
+        let streams: Vec<BorrowedFd<'_>> = streams.into_iter().flatten().map(AsFd::as_fd).collect();
+        self.request(request, &streams, false)
+    }
+
+    /// Makes the container of an execution whose program is not known yet: of `request`'s [`Process`](crate::Process), the
+    /// arguments and the environment count for nothing, and its outputs neither. Everything else is settled now, and limits
+    /// on time begin with [`Prepared::start`]. Until then what waits in it is sbxrt's own process alone.
+    ///
+    /// # Errors
+    ///
+    /// As for [`run`](Self::run).
+    pub fn prepare(&self, request: &Request) -> Result<Prepared> {
+        if request.process.terminal.is_some() {
+            let reason = "cannot be prepared for a program that is not known yet";
+            return Err(Failure::reason("hand the request over", "terminal", reason).into());
+        }
+        let run = self.request(request, &[], true)?;
+        Ok(Prepared { run })
+    }
+
+    fn request(
+        &self,
+        request: &Request,
+        streams: &[BorrowedFd<'_>],
+        is_prepared: bool,
+    ) -> Result<Run> {
         let destinations = request.outputs.open_destinations()?;
         let document = channel::enclose(request)
             .map_err(|error| Failure::new("hand the request over", "memfd_create", error))?;
@@ -102,8 +128,9 @@ impl Launcher {
         let submission = Submission::Run {
             destinations: destinations.len(),
             no_scope: self.seek_scope(request)?,
+            is_prepared,
         };
-        descriptors.extend(streams.into_iter().flatten().map(AsFd::as_fd));
+        descriptors.extend(streams);
         self.submit(&submission, &descriptors)?;
         Ok(Run { socket: ours })
     }
@@ -215,9 +242,49 @@ pub struct Run {
     socket: OwnedFd,
 }
 
+/// A container that waits for its program. Dropping it ends it.
+#[derive(Debug)]
+pub struct Prepared {
+    run: Run,
+}
+
+impl Prepared {
+    /// Starts the program, at once or as soon as the container is ready. `streams` are as for [`Launcher::run`].
+    ///
+    /// # Errors
+    ///
+    /// Fails where the launcher is gone, and where an output's copy could not be made. What else is wrong is told by the
+    /// [`Run`].
+    pub fn start(self, assignment: &Assignment, streams: &[OwnedFd; 3]) -> Result<Run> {
+        let destinations = assignment.outputs.open_destinations()?;
+        let document = channel::enclose(assignment)
+            .map_err(|error| Failure::new("hand the assignment over", "memfd_create", error))?;
+        let descriptors: Vec<BorrowedFd<'_>> = std::iter::once(&document)
+            .chain(streams)
+            .chain(&destinations)
+            .map(AsFd::as_fd)
+            .collect();
+        let socket = self.run.socket.as_fd();
+        channel::send(socket, &Order::Begin, &descriptors).map_err(|source| {
+            match source.raw_os_error() {
+                Some(libc::EPIPE | libc::ECONNRESET) => Error::LauncherGone,
+                _ => Error::Channel(source),
+            }
+        })?;
+        Ok(self.run)
+    }
+
+    /// The descriptor of the [`Run`] that this one will be: [`Run::next`] says [`Progress::Ready`] when the container is.
+    pub fn run(&self) -> &Run {
+        &self.run
+    }
+}
+
 /// What happens to an execution.
 #[derive(Debug)]
 pub enum Progress {
+    /// Its container stands ready, where it was [prepared](Launcher::prepare).
+    Ready,
     /// The program runs. Where a terminal was asked for, this is its master side.
     Started(Option<OwnedFd>),
     /// It is over, and nothing of it is left but what [`Report::leaked`] names.
@@ -232,6 +299,7 @@ impl Run {
     /// [`Error::Start`] where the program never ran, [`Error::LauncherGone`] where the launcher was killed.
     pub fn next(&self) -> Result<Progress> {
         match channel::receive::<Event>(self.socket.as_fd()).map_err(Error::Channel)? {
+            Some((Event::Ready, _)) => Ok(Progress::Ready),
             Some((Event::Started, descriptors)) => {
                 Ok(Progress::Started(descriptors.into_iter().next()))
             }

@@ -6,8 +6,9 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use sbxrt_runtime::{
-    Evidence, Isolation, LimitName, Limits, Mechanism, OutputFile, OutputLimits, OutputPath,
-    Outputs, Process, Progress, Report, Request, Run, Termination, Timings, Usage, WindowSize,
+    Assignment, Evidence, Isolation, LimitName, Limits, Mechanism, OutputFile, OutputLimits,
+    OutputPath, Outputs, Process, Progress, Report, Request, Run, Termination, Timings, Usage,
+    WindowSize,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
@@ -16,6 +17,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::capture::{Captured, Drain, Spill};
 use crate::error::{Error, Result};
+use crate::pool::Ready;
 use crate::sandbox::{Sandbox, check_environment};
 
 /// What a program finds on its standard input.
@@ -269,17 +271,18 @@ impl Command {
         self
     }
 
-    /// What the runtime is asked for, complete.
+    /// What the runtime is asked for, complete. `id` is the name of the container where there is one already.
     ///
     /// # Errors
     ///
     /// [`Error::Invalid`] names the field that cannot be carried out.
-    fn request(&self) -> Result<Request> {
+    pub(crate) fn request(&self, id: Option<String>) -> Result<Request> {
         let policy = &self.sandbox.policy;
         let config = policy.image.config.config().as_ref();
-        let id = match &self.name {
-            Some(name) => check_name(name)?.to_owned(),
-            None => random_name(),
+        let id = match (id, &self.name) {
+            (Some(id), _) => id,
+            (None, Some(name)) => check_name(name)?.to_owned(),
+            (None, None) => random_name(),
         };
         let hostname = policy.hostname.clone().unwrap_or_else(|| id.clone());
         let mut env: BTreeMap<String, String> = BTreeMap::new();
@@ -356,7 +359,7 @@ impl Command {
     ///
     /// As for [`spawn`](Self::spawn), as far as the request itself goes.
     pub fn spec(&self) -> Result<serde_json::Value> {
-        sbxrt_runtime::print_spec(&self.request()?)
+        sbxrt_runtime::print_spec(&self.request(None)?)
             .map_err(|error| Error::invalid("request", error.to_string()))
     }
 
@@ -367,7 +370,6 @@ impl Command {
     /// Fails where the request is invalid or this host cannot run sandboxes. What happens from then on is told by
     /// [`Child::wait`].
     pub fn spawn(&self) -> Result<Child> {
-        let request = self.request()?;
         let (streams, ends) = if self.terminal.is_some() {
             (None, Ends::default())
         } else {
@@ -376,12 +378,12 @@ impl Command {
                 .map_err(Error::io("make pipes and open /dev/null"))?;
             (Some(streams), ends)
         };
-        let run = self
-            .sandbox
-            .launcher
-            .get()?
-            .run(&request, streams.as_ref())?;
+        let (run, request) = self.start(streams.as_ref())?;
         run.set_nonblocking()?;
+        // A failure of it is not this execution's, and the next one that starts a container of its own is told.
+        if let Err(error) = self.sandbox.warm_up() {
+            tracing::debug!(%error, "no container was made ahead");
+        }
         #[expect(
             deprecated,
             reason = "its replacement is unsafe; a Run keeps its one descriptor for as long as it lives"
@@ -396,6 +398,26 @@ impl Command {
             id: request.id,
             limits: request.limits,
         })
+    }
+
+    /// Starts the program, in a container of the pool where one stands ready.
+    fn start(&self, streams: Option<&[OwnedFd; 3]>) -> Result<(Run, Request)> {
+        let is_settled = self.name.is_none() && self.cwd.is_none();
+        let pool = self.sandbox.pool.as_ref().filter(|_| is_settled);
+        if let (Some(pool), Some(streams)) = (pool, streams)
+            && let Some(Ready { id, prepared, .. }) = pool.take()
+        {
+            let request = self.request(Some(id))?;
+            let assignment = Assignment {
+                args: request.process.args.clone(),
+                env: request.process.env.clone(),
+                outputs: request.outputs.clone(),
+            };
+            return Ok((prepared.start(&assignment, streams)?, request));
+        }
+        let request = self.request(None)?;
+        let run = self.sandbox.launcher.get()?.run(&request, streams)?;
+        Ok((run, request))
     }
 
     /// Makes the program's streams. It never gets a descriptor of the caller's own: through `/proc/self/fd` it could open
@@ -522,12 +544,15 @@ impl Child {
     ///
     /// Fails where the sandbox could not be set up.
     pub async fn started(&mut self) -> Result<Option<Report>> {
-        match self.progress().await? {
-            Progress::Started(terminal) => {
-                self.terminal = terminal;
-                Ok(None)
+        loop {
+            match self.progress().await? {
+                Progress::Ready => {}
+                Progress::Started(terminal) => {
+                    self.terminal = terminal;
+                    return Ok(None);
+                }
+                Progress::Finished(report) => return Ok(Some(*report)),
             }
-            Progress::Finished(report) => Ok(Some(*report)),
         }
     }
 

@@ -42,6 +42,7 @@ mod capture;
 mod command;
 mod engine;
 mod error;
+mod pool;
 mod sandbox;
 
 pub use capture::{Capture, Captured, Spill, Spilled};

@@ -51,6 +51,14 @@ impl Collection {
         self.destinations.len()
     }
 
+    /// It is known now which outputs are wanted, and where copies go.
+    pub(super) fn expect(&mut self, destinations: Vec<OwnedFd>, request: &Request) {
+        self.destinations = destinations;
+        if request.outputs.paths.is_empty() {
+            self.tree = None;
+        }
+    }
+
     /// Keeps the container's mounts, which the builder has sent.
     pub(super) fn keep(&mut self, tree: Option<OwnedFd>) {
         self.tree = tree;

@@ -20,7 +20,7 @@ use crate::guest::is_asked;
 use crate::living::{is_over, is_stuck, living};
 use crate::overlay::UpperWork;
 use crate::report::{Isolation, Timings};
-use crate::request::{LimitName, Mechanism, Request};
+use crate::request::{Assignment, LimitName, Mechanism, Request};
 use crate::sys;
 use crate::watchdog::{Objects, Watchdog, Watched};
 
@@ -128,6 +128,10 @@ pub(super) struct Run {
     /// When to look whether they have got stuck.
     impatient: Option<Instant>,
     is_given_up: bool,
+    /// Whether its container was made before it was known what it is to run.
+    is_prepared: bool,
+    /// Since when that is known.
+    begun: Option<Instant>,
     started: Option<Instant>,
     ended: Option<Instant>,
     /// Why the launcher ended it, where it did.
@@ -149,6 +153,7 @@ impl Run {
         streams: [Option<OwnedFd>; 3],
         leaves: Option<&Leaves>,
         no_scope: Option<String>,
+        is_prepared: bool,
         caller_is_root: bool,
     ) -> Result<Self, Failure> {
         const STEP: &str = "take the request";
@@ -243,6 +248,7 @@ impl Run {
                 let cpuset = held(LimitName::Cpuset);
                 let build = Build {
                     request: &request,
+                    is_prepared,
                     memory,
                     pids,
                     cpus,
@@ -277,6 +283,8 @@ impl Run {
             ending: None,
             impatient: None,
             is_given_up: false,
+            is_prepared,
+            begun: (!is_prepared).then_some(began),
             started: None,
             ended: None,
             verdict: None,
@@ -476,6 +484,14 @@ impl Run {
     pub(super) fn obey(&mut self) {
         let Some(caller) = &self.caller else { return };
         match channel::receive::<Order>(caller.as_fd()) {
+            Ok(Some((Order::Begin, descriptors))) => {
+                if let Err(failure) = self.begin(descriptors) {
+                    self.failure.get_or_insert(failure);
+                    self.kill();
+                }
+            }
+            // There is no program yet.
+            Ok(Some((Order::Signal(_), _))) if self.begun.is_none() => {}
             Ok(Some((order @ Order::Signal(number), _))) => {
                 self.signals.insert(number);
                 if let Some(init) = &self.init_events {
@@ -492,6 +508,37 @@ impl Run {
             }
             Ok(None) | Err(_) => self.desert(),
         }
+    }
+
+    /// It is known now what the container is to run.
+    fn begin(&mut self, descriptors: Vec<OwnedFd>) -> Result<(), Failure> {
+        let failed = |error| Failure::new("start the program", "take the assignment", error);
+        let mut descriptors = descriptors.into_iter();
+        let (None, Some(document)) = (self.begun, descriptors.next()) else {
+            let reason = "it was given one before, or is none that waits for one";
+            return Err(Failure::reason("start the program", "assignment", reason));
+        };
+        let assignment: Assignment = channel::disclose(document).map_err(failed)?;
+        let streams: Vec<OwnedFd> = descriptors.by_ref().take(3).collect();
+        let document = channel::enclose(&assignment).map_err(failed)?;
+        if let Some(init) = &self.init_events {
+            let given: Vec<BorrowedFd<'_>> = std::iter::once(&document)
+                .chain(&streams)
+                .map(AsFd::as_fd)
+                .collect();
+            channel::send(init.as_fd(), &Order::Begin, &given).map_err(failed)?;
+        }
+        self.request.process.args = assignment.args;
+        self.request.process.env = assignment.env;
+        self.request.outputs = assignment.outputs;
+        self.collection.expect(descriptors.collect(), &self.request);
+        self.begun = Some(Instant::now());
+        if self.init.is_some() {
+            // All that took its time before anybody wanted it.
+            self.timings = Timings::default();
+            self.hold_limits()?;
+        }
+        Ok(())
     }
 
     pub(super) fn hear_builder(&mut self) {
@@ -514,7 +561,9 @@ impl Run {
                 },
                 tree,
             ))) => {
-                self.collection.keep(tree.into_iter().next());
+                let is_wanted = self.begun.is_none() || !self.request.outputs.paths.is_empty();
+                let tree = tree.into_iter().next().filter(|_| is_wanted);
+                self.collection.keep(tree);
                 self.timings.prepare = Duration::from_micros(prepare_micros);
                 self.timings.create = Duration::from_micros(create_micros);
                 if let Err(failure) = self.watch(pid) {
@@ -539,7 +588,7 @@ impl Run {
         }
     }
 
-    /// The container's first process exists: from now on limits are held.
+    /// The container's first process exists: from now on limits are held, unless it waits for a program.
     fn watch(&mut self, pid: libc::pid_t) -> Result<(), Failure> {
         let init = Child::new(pid).map_err(|error| {
             Failure::new(
@@ -548,16 +597,27 @@ impl Run {
                 error,
             )
         })?;
-        let now = Instant::now();
-        self.started = Some(now);
-        self.deadline = self.request.limits.wall_time.map(|limit| now + limit);
-        self.look = self.leaf.as_ref().map(|_| now + COUNTERS_PAUSE);
         self.init = Some(init);
+        self.deadline = None;
         if self.verdict.is_some() {
             // Cancelled while it was built.
             self.kill();
             return Ok(());
         }
+        if self.begun.is_none() {
+            return Ok(());
+        }
+        self.hold_limits()
+    }
+
+    fn hold_limits(&mut self) -> Result<(), Failure> {
+        let Some(pid) = self.init.as_ref().map(|init| init.pid) else {
+            return Ok(());
+        };
+        let now = Instant::now();
+        self.started = Some(now);
+        self.deadline = self.request.limits.wall_time.map(|limit| now + limit);
+        self.look = self.leaf.as_ref().map(|_| now + COUNTERS_PAUSE);
         let limits = &self.request.limits;
         let watched_by = |limit, mechanism| self.mechanisms.get(&limit) == Some(&mechanism);
         let watched = Watched {
@@ -618,6 +678,12 @@ impl Run {
                     file_systems: descriptors.collect(),
                 };
             }
+            Ok(Some((InitEvent::Ready, _))) => {
+                if let Some(caller) = &self.caller {
+                    // A caller that is gone is noticed where its orders are heard.
+                    drop(channel::send(caller.as_fd(), &Event::Ready, &[]));
+                }
+            }
             Ok(Some((
                 InitEvent::Started {
                     start_micros,
@@ -626,8 +692,10 @@ impl Run {
                 descriptors,
             ))) => {
                 self.landlock = landlock;
-                self.timings.start =
-                    Duration::from_micros(start_micros).saturating_sub(self.timings.create);
+                self.timings.start = match self.begun {
+                    Some(begun) if self.is_prepared => begun.elapsed(),
+                    _ => Duration::from_micros(start_micros).saturating_sub(self.timings.create),
+                };
                 let terminal: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
                 let told = self.caller.as_ref().map_or(Ok(()), |caller| {
                     channel::send(caller.as_fd(), &Event::Started, &terminal)

@@ -1,0 +1,85 @@
+//! Containers that stand ready: made ahead for one sandbox, each used once.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use sbxrt_runtime::{Launcher, Prepared, Progress, Request};
+
+use crate::error::Result;
+
+/// How long a container may stand ready. What it sees of the host, the volumes above all, was settled when it was made.
+const AGE_LIMIT: Duration = Duration::from_secs(600);
+
+/// A container that waits for a program, and the name of its execution.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) id: String,
+    pub(crate) prepared: Prepared,
+    since: Instant,
+}
+
+/// The containers of one sandbox. Who takes one has it replaced; a used one is never used again.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    size: usize,
+    ready: Mutex<VecDeque<Ready>>,
+}
+
+impl Pool {
+    pub(crate) fn new(size: usize) -> Self {
+        Self {
+            size,
+            ready: Mutex::default(),
+        }
+    }
+
+    /// The container that has been waiting longest, unless there is none that is of use.
+    pub(crate) fn take(&self) -> Option<Ready> {
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        std::iter::from_fn(|| ready.pop_front()).find(Ready::is_of_use)
+    }
+
+    /// Has containers made until there are enough. They are made by the launcher; this does not wait for them.
+    ///
+    /// # Errors
+    ///
+    /// Fails where `request` does or the launcher is gone.
+    pub(crate) fn fill(
+        &self,
+        launcher: &Launcher,
+        request: impl Fn() -> Result<Request>,
+    ) -> Result<()> {
+        loop {
+            let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+            if ready.len() >= self.size {
+                return Ok(());
+            }
+            let request = request()?;
+            let prepared = launcher.prepare(&request)?;
+            prepared.run().set_nonblocking()?;
+            ready.push_back(Ready {
+                id: request.id,
+                prepared,
+                since: Instant::now(),
+            });
+        }
+    }
+}
+
+impl Ready {
+    /// Whether it stands ready or soon will, and has not done so for too long.
+    fn is_of_use(&self) -> bool {
+        if self.since.elapsed() > AGE_LIMIT {
+            return false;
+        }
+        match self.prepared.run().next() {
+            Ok(Progress::Ready) => true,
+            Err(sbxrt_runtime::Error::Channel(error)) => {
+                error.kind() == std::io::ErrorKind::WouldBlock
+            }
+            // Whatever it is, whoever starts one of its own is told of it.
+            Ok(Progress::Started(_) | Progress::Finished(_)) | Err(_) => false,
+        }
+    }
+}
