@@ -118,6 +118,7 @@ impl Guest {
         }
         // Without its name it would be libcontainer's.
         let _ = nix::sys::prctl::set_name(c"sbxrt-init");
+        mount_queues()?;
         seal()?;
 
         let mask = SigSet::all();
@@ -349,6 +350,27 @@ const SETTINGS: &[(&str, &str)] = &[
     ("/proc/sys/user/max_inotify_instances", "32"),
     ("/proc/sys/user/max_inotify_watches", "8192"),
 ];
+
+/// Mounts what belongs to the container's own IPC namespace, where the builder has made a directory for it.
+fn mount_queues() -> Result<(), Failure> {
+    use nix::mount::MsFlags;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    match nix::mount::mount(
+        Some("mqueue"),
+        "/dev/mqueue",
+        Some("mqueue"),
+        flags,
+        None::<&str>,
+    ) {
+        // A kernel without POSIX message queues.
+        Ok(()) | Err(nix::errno::Errno::ENODEV) => Ok(()),
+        Err(error) => Err(Failure::new(
+            STEP,
+            "mount(\"mqueue\", \"/dev/mqueue\")",
+            error,
+        )),
+    }
+}
 
 /// Writes [`SETTINGS`], then makes `/proc/sys` read-only, which libcontainer would have done too early for that; and
 /// every device and masked file: they are the host's own inodes, whose mode root could change.

@@ -146,6 +146,7 @@ pub(crate) fn assemble(request: &Request, keeps: bool) -> Result<Assembled, Fail
     )
     .map_err(|error| Failure::new(STEP, assembled.root.display().to_string(), error))?;
 
+    mount_devices(root.as_fd(), request.limits.shm_bytes)?;
     mount_network_files(&base, root.as_fd(), request)?;
     if request.read_only {
         // As a tmpfs mount it would not count towards the scratch limit.
@@ -467,6 +468,45 @@ pub(crate) fn network_files(network: Network) -> &'static [&'static str] {
         Network::None => &["hostname", "hosts"],
         Network::Host => &["hostname", "hosts", "resolv.conf"],
     }
+}
+
+/// Mounts `/dev`: symbolic links and device nodes must not land in the image, so it is always a file system of its own.
+/// libcontainer binds the devices into it, and the container's first process mounts the message queues.
+fn mount_devices(root: BorrowedFd<'_>, shm_bytes: Option<u64>) -> Result<(), Failure> {
+    const DEVICES: &str = "mount /dev";
+    let failed = |error: io::Error| Failure::new(DEVICES, "/dev", error);
+    let mount_on = |target: &OwnedFd, kind: &str, flags: MsFlags, options: &str| {
+        let path = format!("/proc/self/fd/{}", target.as_raw_fd());
+        mount(Some(kind), path.as_str(), Some(kind), flags, Some(options))
+            .map_err(|error| Failure::new(DEVICES, format!("mount({kind:?}, {options:?})"), error))
+    };
+    let below = ensure(root, Path::new("/dev"), true).map_err(failed)?;
+    refuse_root(root, below.as_fd()).map_err(failed)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    let options = "mode=755,size=1024k,nr_inodes=1024";
+    mount_on(&below, "tmpfs", flags | MsFlags::MS_STRICTATIME, options)?;
+    // What is mounted there, and no longer what was there before.
+    let devices = open_in(root, Path::new("/dev"), OFlag::O_PATH).map_err(failed)?;
+    let directory = |name: &str| {
+        mkdirat(&devices, name, Mode::from_bits_retain(0o755))?;
+        openat(
+            &devices,
+            name,
+            OFlag::O_PATH | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+    };
+    let terminals = directory("pts").map_err(|error| failed(error.into()))?;
+    let options = "newinstance,ptmxmode=0666,mode=0620,max=64";
+    mount_on(&terminals, "devpts", flags, options)?;
+    let mut options = "mode=1777".to_owned();
+    if let Some(bytes) = shm_bytes {
+        options = format!("{options},size={bytes},nr_inodes={}", inodes_for(bytes));
+    }
+    let memory = directory("shm").map_err(|error| failed(error.into()))?;
+    mount_on(&memory, "tmpfs", flags | MsFlags::MS_NODEV, &options)?;
+    directory("mqueue").map_err(|error| failed(error.into()))?;
+    Ok(())
 }
 
 fn mount_tmpfs(

@@ -20,7 +20,7 @@ use oci_spec::runtime::{
     Spec, SpecBuilder, UserBuilder,
 };
 
-use crate::request::{Network, Request, inodes_for};
+use crate::request::{Network, Request};
 
 /// Paths of `/proc` that tell about the host or reach into it, as Docker masks them.
 pub(crate) const MASKED: &[&str] = &[
@@ -155,7 +155,7 @@ pub(crate) fn build(request: &Request, root: &Path) -> Result<Spec, OciSpecError
                 .readonly(request.read_only)
                 .build()?,
         )
-        .mounts(mounts(request.limits.shm_bytes)?)
+        .mounts(mounts()?)
         .hostname(request.hostname.clone())
         .process(process)
         .linux(linux)
@@ -181,7 +181,9 @@ fn sysctls(shm_bytes: Option<u64>) -> HashMap<String, String> {
     settings
 }
 
-/// The kernel's own file systems. Everything else is mounted before libcontainer is called.
+/// What can only be mounted in the container's own pid namespace. Everything else is mounted before libcontainer is called,
+/// or, in the container's own IPC namespace, by its [first process](crate::guest): each mount costs libcontainer some eighty
+/// system calls, because it must expect that somebody exchanges what lies on the way.
 ///
 /// There is no sysfs: `/sys` is an empty directory. It tells about the host's hardware, is the way to cgroups and
 /// firmware, and cannot be mounted inside another container or with the host's network.
@@ -191,56 +193,14 @@ fn sysctls(shm_bytes: Option<u64>) -> HashMap<String, String> {
 /// `/proc/sys/kernel/random/uuid` fail then (tried on Debian 12; Python, Node.js, Java, Perl, gcc and git go on). Nothing in
 /// it tells of other users: processes, locks, network, System V objects and keys are those of the sandbox's namespaces.
 /// `hidepid` would hide the first process alone, which is not dumpable, and shut off by Landlock.
-fn mounts(shm_bytes: Option<u64>) -> Result<Vec<Mount>, OciSpecError> {
-    let shm = shm_bytes.map(|bytes| {
-        [
-            format!("size={bytes}"),
-            format!("nr_inodes={}", inodes_for(bytes)),
-        ]
-    });
-    let mut shm_options = vec!["nosuid", "noexec", "nodev", "mode=1777"];
-    shm_options.extend(shm.iter().flatten().map(String::as_str));
-    let table: Vec<(&str, &str, Vec<&str>)> = vec![
-        ("/proc", "proc", vec!["nosuid", "noexec", "nodev"]),
-        // Symbolic links and device nodes must not land in the image, so /dev is always a file system of its own.
-        (
-            "/dev",
-            "tmpfs",
-            vec![
-                "nosuid",
-                "noexec",
-                "strictatime",
-                "mode=755",
-                "size=1024k",
-                "nr_inodes=1024",
-            ],
-        ),
-        (
-            "/dev/pts",
-            "devpts",
-            vec![
-                "nosuid",
-                "noexec",
-                "newinstance",
-                "ptmxmode=0666",
-                "mode=0620",
-                "max=64",
-            ],
-        ),
-        ("/dev/shm", "tmpfs", shm_options),
-        ("/dev/mqueue", "mqueue", vec!["nosuid", "noexec", "nodev"]),
-    ];
-    table
-        .into_iter()
-        .map(|(destination, kind, options)| {
-            MountBuilder::default()
-                .destination(destination)
-                .typ(kind)
-                .source(kind)
-                .options(options.into_iter().map(str::to_owned).collect::<Vec<_>>())
-                .build()
-        })
-        .collect()
+fn mounts() -> Result<Vec<Mount>, OciSpecError> {
+    let proc = MountBuilder::default()
+        .destination("/proc")
+        .typ("proc")
+        .source("proc")
+        .options(["nosuid", "noexec", "nodev"].map(str::to_owned).to_vec())
+        .build()?;
+    Ok(vec![proc])
 }
 
 #[cfg(test)]
