@@ -66,6 +66,7 @@ impl Build<'_> {
         let guest = Guest {
             process: self.request.process.clone(),
             is_prepared: self.is_prepared,
+            files: self.request.files.clone(),
             network: self.request.network,
             limits: self.request.limits.clone(),
             tmpfs: self

@@ -27,6 +27,7 @@ use nix::sys::stat::Mode;
 use crate::cgroup::Entrance;
 use crate::channel::{self, InitEvent, Order};
 use crate::error::{Failure, shortened};
+use crate::files::{self, InputFile};
 use crate::landlock::Rules;
 use crate::request::{
     Assignment, LimitName, Limits, Mechanism, Network, Process, Rlimit, RlimitResource,
@@ -43,6 +44,7 @@ const STEP: &str = "start the program";
 #[derive(Debug, Clone)]
 pub(crate) struct Guest {
     pub(crate) process: Process,
+    pub(crate) files: Vec<InputFile>,
     /// Whether the program's words are told later.
     pub(crate) is_prepared: bool,
     pub(crate) network: Network,
@@ -490,6 +492,7 @@ struct Call {
     candidates: Vec<CString>,
     arguments: sys::StringArray,
     environment: sys::StringArray,
+    files: Vec<InputFile>,
 }
 
 impl Call {
@@ -498,6 +501,7 @@ impl Call {
         home: &str,
         args: &[String],
         env: &[String],
+        files: Vec<InputFile>,
     ) -> Result<Self, Failure> {
         let invalid = |what: &str| Failure::reason(STEP, what, "contains a NUL byte");
         let name = args
@@ -539,6 +543,7 @@ impl Call {
             arguments: sys::StringArray::new(args).map_err(|_nul| invalid("argument"))?,
             environment: sys::StringArray::new(&environment)
                 .map_err(|_nul| invalid("environment"))?,
+            files,
         })
     }
 
@@ -554,12 +559,14 @@ impl Call {
         let mut descriptors = descriptors.into_iter();
         let document = descriptors.next();
         let document = document.ok_or_else(|| failed(io::ErrorKind::UnexpectedEof.into()))?;
-        let Assignment { args, env, .. } = channel::disclose(document).map_err(failed)?;
+        let Assignment {
+            args, env, files, ..
+        } = channel::disclose(document).map_err(failed)?;
         for (number, stream) in (0..=2).zip(descriptors) {
             sys::duplicate_onto(&stream, number)
                 .map_err(|error| Failure::new(STEP, "dup2", error))?;
         }
-        Self::prepare(guest, home, &args, &env)
+        Self::prepare(guest, home, &args, &env, files)
     }
 
     /// Tries every candidate, as `execvp` does: a missing one is passed over, a forbidden one is remembered.
@@ -617,7 +624,8 @@ struct Program {
 impl Program {
     fn prepare(guest: &Guest, user: &User) -> Result<Self, Failure> {
         let Process { args, env, .. } = &guest.process;
-        let call = (!guest.is_prepared).then(|| Call::prepare(guest, &user.home, args, env));
+        let call = (!guest.is_prepared)
+            .then(|| Call::prepare(guest, &user.home, args, env, guest.files.clone()));
         Ok(Self {
             call: call.transpose()?,
             home: user.home.clone(),
@@ -709,6 +717,8 @@ impl Program {
         let emulated = guest.emulate_root && self.is_root;
         let capabilities = if emulated { EMULATED_ROOT } else { &[] };
         sys::keep_capabilities(capabilities).map_err(failed("drop capabilities"))?;
+        // With no more rights than the program will have, and while a signal about them cannot end this process.
+        files::place(&call.files)?;
         reset_signals().map_err(failed("reset signals"))?;
         if let Some(rules) = rules {
             rules.restrict()?;

@@ -20,6 +20,7 @@ mod channel;
 mod cpuset;
 mod disk;
 mod error;
+mod files;
 mod guest;
 mod landlock;
 mod launcher;
@@ -41,6 +42,7 @@ mod watchdog;
 
 pub use cpuset::{Cpuset, CpusetError};
 pub use error::{Error, Failure, Result};
+pub use files::InputFile;
 pub use outputs::{FileKind, OutputFile, OutputLimits, OutputPath, Outputs};
 pub use remains::Remains;
 pub use report::{

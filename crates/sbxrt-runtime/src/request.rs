@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::cpuset::Cpuset;
+use crate::files::InputFile;
 use crate::outputs::Outputs;
 use crate::seccomp::Policy;
 
@@ -52,6 +53,8 @@ pub struct Request {
     pub network: Network,
     /// Upper bounds on what the program may use.
     pub limits: Limits,
+    /// Files that the program finds when it starts.
+    pub files: Vec<InputFile>,
     /// Files that are collected when it is over.
     pub outputs: Outputs,
     /// Limits that must be held by a certain mechanism, or else the run is refused.
@@ -66,6 +69,8 @@ pub struct Assignment {
     pub args: Vec<String>,
     /// As [`Process::env`].
     pub env: Vec<String>,
+    /// As [`Request::files`].
+    pub files: Vec<InputFile>,
     /// As [`Request::outputs`].
     pub outputs: Outputs,
 }

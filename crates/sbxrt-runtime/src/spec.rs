@@ -228,6 +228,7 @@ mod tests {
             hostname: "box".to_owned(),
             network,
             limits: Limits::default(),
+            files: Vec::new(),
             outputs: crate::Outputs::default(),
             require: std::collections::BTreeMap::new(),
         }

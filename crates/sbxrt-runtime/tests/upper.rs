@@ -159,6 +159,7 @@ impl Bench {
                 ..Limits::default()
             },
             outputs: sbxrt_runtime::Outputs::default(),
+            files: Vec::new(),
             require: BTreeMap::new(),
         }
     }

@@ -143,6 +143,7 @@ impl Bench {
             network: Network::None,
             limits: Limits::default(),
             outputs: outputs.clone(),
+            files: Vec::new(),
             require: BTreeMap::new(),
         };
         self.launcher.run(&request, None).unwrap()

@@ -6,9 +6,9 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use sbxrt_runtime::{
-    Assignment, Evidence, Isolation, LimitName, Limits, Mechanism, OutputFile, OutputLimits,
-    OutputPath, Outputs, Process, Progress, Report, Request, Run, Termination, Timings, Usage,
-    WindowSize,
+    Assignment, Evidence, InputFile, Isolation, LimitName, Limits, Mechanism, OutputFile,
+    OutputLimits, OutputPath, Outputs, Process, Progress, Report, Request, Run, Termination,
+    Timings, Usage, WindowSize,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
@@ -128,6 +128,7 @@ pub struct Command {
     /// For standard output and standard error.
     stream_files: [Option<StreamFile>; 2],
     terminal: Option<WindowSize>,
+    files: Vec<InputFile>,
     outputs: Outputs,
 }
 
@@ -145,6 +146,7 @@ impl Command {
             output_action: OutputAction::Cut,
             stream_files: [None, None],
             terminal: None,
+            files: Vec::new(),
             outputs: Outputs::default(),
         }
     }
@@ -183,6 +185,21 @@ impl Command {
     /// 10 MiB. Where there is more, half of them are the first bytes and half the last; all are read and counted.
     pub fn output_limit(mut self, bytes: Option<u64>) -> Self {
         self.output_limit = bytes;
+        self
+    }
+
+    /// Puts a file into the sandbox before the program starts, at a path inside: relative to the working directory unless
+    /// it is absolute. Directories on the way are made.
+    ///
+    /// It is written with the program's rights and counts for its limits, so it must be small: 16 MiB for all files
+    /// together. Where it cannot be written, nothing is run.
+    pub fn file(self, path: impl Into<PathBuf>, contents: impl Into<Vec<u8>>) -> Self {
+        self.files([InputFile::new(path, contents)])
+    }
+
+    /// The same, for many, and with modes.
+    pub fn files(mut self, files: impl IntoIterator<Item = InputFile>) -> Self {
+        self.files.extend(files);
         self
     }
 
@@ -321,6 +338,7 @@ impl Command {
                 format!("{} is not an absolute path", cwd.display()),
             ));
         }
+        InputFile::check(&self.files).map_err(|(field, reason)| Error::invalid(field, reason))?;
         let user = policy
             .user
             .clone()
@@ -348,6 +366,7 @@ impl Command {
             hostname,
             network: policy.network,
             limits: policy.limits.clone(),
+            files: self.files.clone(),
             outputs: self.outputs.clone(),
             require: policy.require.clone(),
         })
@@ -411,6 +430,7 @@ impl Command {
             let assignment = Assignment {
                 args: request.process.args.clone(),
                 env: request.process.env.clone(),
+                files: request.files.clone(),
                 outputs: request.outputs.clone(),
             };
             return Ok((prepared.start(&assignment, streams)?, request));
@@ -491,7 +511,7 @@ impl Command {
             Some(captured) => captured,
             None => drain.await?,
         };
-        Ok(Output::new(report, stdout, stderr, self))
+        Ok(Output::new(child.id, report, stdout, stderr, self))
     }
 }
 
@@ -612,6 +632,8 @@ impl Child {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Output {
+    /// The name of the execution.
+    pub id: String,
     /// How it ended.
     pub termination: Termination,
     /// What that is inferred from.
@@ -641,7 +663,13 @@ pub struct Output {
 }
 
 impl Output {
-    fn new(mut report: Report, stdout: Captured, stderr: Captured, command: &Command) -> Self {
+    fn new(
+        id: String,
+        mut report: Report,
+        stdout: Captured,
+        stderr: Captured,
+        command: &Command,
+    ) -> Self {
         let is_over = stdout.is_truncated() || stderr.is_truncated();
         command
             .output_action
@@ -659,6 +687,7 @@ impl Output {
             leaked,
         } = report;
         Self {
+            id,
             termination,
             evidence,
             stdout,

@@ -61,8 +61,8 @@ pub use sbxrt_runtime::probe;
 /// System call filters: profiles in Docker's format, and sbxrt's own policy.
 pub use sbxrt_runtime::seccomp;
 pub use sbxrt_runtime::{
-    Cpuset, CpusetError, Evidence, Failure, FileKind, Isolation, LimitName, Limits, Mechanism,
-    Mount, MountSource, Network, OutputFile, OutputLimits, OutputPath, Outputs, PeakSource,
-    Remains, Report, Requirement, Rlimit, RlimitResource, Sender, Space, Termination, Timings,
-    UnknownName, Usage, WindowSize, init,
+    Cpuset, CpusetError, Evidence, Failure, FileKind, InputFile, Isolation, LimitName, Limits,
+    Mechanism, Mount, MountSource, Network, OutputFile, OutputLimits, OutputPath, Outputs,
+    PeakSource, Remains, Report, Requirement, Rlimit, RlimitResource, Sender, Space, Termination,
+    Timings, UnknownName, Usage, WindowSize, init,
 };

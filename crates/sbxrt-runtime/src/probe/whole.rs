@@ -61,6 +61,7 @@ fn execute() -> Result<Report, Error> {
             wall_time: Some(Duration::from_secs(10)),
             ..Limits::default()
         },
+        files: Vec::new(),
         outputs: crate::Outputs::default(),
         require: BTreeMap::new(),
     };
