@@ -7,6 +7,7 @@
 )]
 
 mod bad_input;
+mod batch;
 mod build;
 mod endings;
 mod fail_closed;

@@ -1,6 +1,7 @@
 //! The commands of the README do what it says of them. A new one there needs a row here.
 
 use std::fs;
+use std::time::Duration;
 
 use sbxrt_tests::{for_each_identity, registry};
 
@@ -34,6 +35,11 @@ const COMMANDS: &[(&str, i32, &str)] = &[
         r#"sbxrt run --output /tmp/result.csv:result.csv host: python3 -c 'print("a,b", file=open("/tmp/result.csv", "w"))' && cat result.csv"#,
         0,
         "a,b\n",
+    ),
+    (
+        r#"echo '{"id": "a", "stdin": "3 4", "timeout": "20s"}' | sbxrt batch -q host: python3 -c 'print(sum(map(int, input().split())))'"#,
+        0,
+        r#""stdout":{"text":"7\n""#,
     ),
     (
         "sbxrt run --require memory=cgroup,pids=cgroup host: true",
@@ -113,6 +119,8 @@ fn the_commands_of_the_readme_do_what_it_says() {
                 .called_by(["sh", "-c", script, "sh", directory.to_str().unwrap()])
                 .env("COMMAND", &command)
                 .env("PATH", format!("{binary}:/usr/bin:/bin"))
+                // The first ones of them get an image, on a machine that may have other things to do.
+                .deadline(Duration::from_secs(120))
                 .output();
             assert_eq!(output.code(), *status, "{command}: {output}");
             let all = format!(

@@ -8,6 +8,7 @@ use sbxrt::{
     Cpuset, LimitName, Mount, Network, OutputAction, OutputPath, Platform, Requirement, Rlimit,
 };
 
+use crate::batch::BatchArguments;
 use crate::build::BuildArguments;
 use crate::commit::CommitArguments;
 use crate::environment::{self, Variable};
@@ -107,6 +108,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Run a command in a new sandbox
     Run(Box<RunArguments>),
+    /// Run many commands, from lines of JSON to lines of JSON
+    Batch(Box<BatchArguments>),
     /// Get images and print their digests
     Pull(PullArguments),
     /// Copy an image between registries, archives and directories

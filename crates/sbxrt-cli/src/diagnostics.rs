@@ -227,6 +227,19 @@ fn hint(error: &Error) -> Option<String> {
             "write --memory SIZE --memory-swap SIZE, the second at least as large as the first"
                 .to_owned()
         }
+        Error::ResultsExist { .. } => {
+            "add --resume to run only what has no result there, or name another file".to_owned()
+        }
+        Error::NothingRuns { .. } => {
+            "their lines in the results say why; `sbxrt check` says what this machine lacks".to_owned()
+        }
+        Error::ResultsBusy { .. } => "wait until it is over, or name another file".to_owned(),
+        Error::NotResults { .. } => {
+            "name a file that --output has written, or a new one; only its last line may be torn".to_owned()
+        }
+        Error::NotAnItem { .. } => {
+            "write one JSON object a line, such as {\"command\": [\"true\"]}".to_owned()
+        }
         Error::NotATerminal => "leave out -t where input comes from a pipe or file".to_owned(),
         _ => return None,
     })
@@ -335,6 +348,14 @@ fn runtime_hint(error: &RuntimeError) -> Option<String> {
         return Some(
             "programs of yours, in sandboxes or not, have more descriptors on their way in sockets than `ulimit -Hn` says; \
              end the one that hoards them, or start sbxrt under a higher hard limit"
+                .to_owned(),
+        );
+    }
+    if let RuntimeError::Start(failure) = error
+        && failure.step == "put a file into the sandbox"
+    {
+        return Some(
+            "it is written with the program's rights and limits: name another path, or allow more with --scratch-size"
                 .to_owned(),
         );
     }

@@ -90,6 +90,37 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
+    /// The items of a batch cannot be read.
+    #[error("failed to read items from {}", path.display())]
+    BatchInput {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// A batch would write over the results of another one.
+    #[error("{} has results already", path.display())]
+    ResultsExist { path: PathBuf },
+    /// Another batch writes there.
+    #[error("another batch writes its results to {}", path.display())]
+    ResultsBusy { path: PathBuf },
+    /// A file that results are to be added to is something else.
+    #[error("{}:{line}: this is no result of a batch", path.display())]
+    NotResults { path: PathBuf, line: u64 },
+    /// The thread that writes results is gone without a word.
+    #[error("failed to write results")]
+    NothingWritten,
+    /// Item after item cannot be run, and so will the next.
+    #[error("{items} items in a row could not be run")]
+    NothingRuns { items: usize },
+    /// A batch cannot go on where nothing can be read of it.
+    #[error("--resume needs a file that has the results: --output FILE")]
+    NothingToResume,
+    /// A line of a batch's input is no JSON object.
+    #[error("line {line} is no item: {reason}")]
+    NotAnItem { line: u64, reason: String },
+    /// A field of an item cannot be used.
+    #[error("{field:?} {reason}")]
+    Item { field: String, reason: String },
     /// A file that was to have the program's output has not all of it.
     #[error("failed to write all output to {}", path.display())]
     OutputFile {

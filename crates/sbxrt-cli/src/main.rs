@@ -6,6 +6,7 @@
 mod access;
 mod args;
 mod auth_file;
+mod batch;
 mod build;
 mod check;
 mod commit;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
     let talking = Printer::new(false);
     ExitCode::from(match arguments.command {
         Command::Run(arguments) => run::run(*arguments, began),
+        Command::Batch(arguments) => batch::run(*arguments),
         Command::Pull(arguments) => {
             let printer = Printer::new(arguments.quiet);
             settle(pull::run(arguments, printer))
