@@ -35,7 +35,6 @@ mod proc_writes;
 mod raised_limits;
 mod runtime_versions;
 mod setuid_files;
-mod starved_first_process;
 mod stress;
 mod symlinked_mounts;
 mod terminal_input;

@@ -9,8 +9,10 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use sbxrt_tests::{Fixtures, Identity, Invocation, Need, Sbxrt, eventually, require};
+use sbxrt_tests::{Fixtures, Identity, Invocation, Need, Report, Sbxrt, eventually, require};
 
+/// How long anything may take on a machine that others keep busy.
+const PATIENCE: Duration = Duration::from_secs(60);
 const CONTROLLERS: [&str; 5] = ["memory", "pids", "cpu", "cpuacct", "cpuset"];
 
 /// What a batch system makes for a job.
@@ -72,6 +74,12 @@ impl Job {
         run.behind(prefix)
     }
 
+    /// Runs `words` in it, under `options`.
+    fn report(&self, sbxrt: &Sbxrt, options: &[&str], words: &[&str]) -> Report {
+        let run = sbxrt.run([&["--json"], options, words].concat());
+        self.contain(run).deadline(PATIENCE).output().report()
+    }
+
     /// The cgroups that are in it.
     fn children(&self) -> Vec<PathBuf> {
         let entries = self
@@ -93,9 +101,7 @@ impl Drop for Job {
                 drop(fs::remove_dir(child.path()));
             }
             // Who was in it may need a moment to be gone.
-            eventually(Duration::from_secs(10), || {
-                fs::remove_dir(directory).is_ok()
-            });
+            eventually(PATIENCE, || fs::remove_dir(directory).is_ok());
         }
     }
 }
@@ -124,21 +130,9 @@ fn every_limit_is_held_in_directories_of_the_callers_own() {
         let job = Job::new(owner, &CONTROLLERS);
         let image = fixtures.python_rootfs();
         let required = "memory=cgroup1,swap=cgroup1,pids=cgroup1,cpus=cgroup1";
-        let run = sbxrt.run([
-            "--json",
-            "-m",
-            "64m",
-            "--require",
-            required,
-            &image,
-            "python3",
-            "-I",
-            "-S",
-            "-c",
-            ALLOCATION,
-        ]);
-        let output = job.contain(run).output();
-        let report = output.report();
+        let options = ["-m", "64m", "--require", required];
+        let words = [&image, "python3", "-I", "-S", "-c", ALLOCATION];
+        let report = job.report(sbxrt, &options, &words);
         assert_eq!(report.kind(), "oom", "{report}");
         assert!(report.memory_peak() <= 64 << 20, "{report}");
         assert!(report.memory_peak() >= 32 << 20, "{report}");
@@ -156,24 +150,9 @@ fn what_is_killed_for_memory_takes_the_rest_along() {
         // The program itself would go on for longer than anybody waits for it.
         let program =
             format!("import os, time\nif os.fork() == 0:\n    {ALLOCATION}\ntime.sleep(3600)");
-        let run = sbxrt.run([
-            "--json",
-            "--timeout",
-            "10m",
-            "-m",
-            "64m",
-            &image,
-            "python3",
-            "-I",
-            "-S",
-            "-c",
-            &program,
-        ]);
-        let report = job
-            .contain(run)
-            .deadline(Duration::from_secs(60))
-            .output()
-            .report();
+        let options = ["--timeout", "10m", "-m", "64m"];
+        let words = [&image, "python3", "-I", "-S", "-c", &program];
+        let report = job.report(sbxrt, &options, &words);
         assert_eq!(report.kind(), "oom", "{report}");
     });
 }
@@ -184,22 +163,9 @@ fn forks_beyond_the_limit_are_refused() {
     for_each_owner(|sbxrt, owner| {
         let job = Job::new(owner, &CONTROLLERS);
         let script = "i=0; while [ $i -lt 500 ]; do sleep 60 & i=$((i + 1)); done; wait";
-        let run = sbxrt.run([
-            "--json",
-            "--timeout",
-            "30s",
-            "--pids-limit",
-            "30",
-            &fixtures.busybox_rootfs(),
-            "sh",
-            "-c",
-            script,
-        ]);
-        let report = job
-            .contain(run)
-            .deadline(Duration::from_secs(60))
-            .output()
-            .report();
+        let options = ["--timeout", "30s", "--pids-limit", "30"];
+        let words = [&fixtures.busybox_rootfs(), "sh", "-c", script];
+        let report = job.report(sbxrt, &options, &words);
         assert_eq!(
             (report.kind(), report.enforcement("pids")),
             ("pids", "cgroup1"),
@@ -214,22 +180,9 @@ fn two_busy_loops_under_half_a_processor_use_half_of_one() {
     for_each_owner(|sbxrt, owner| {
         let job = Job::new(owner, &CONTROLLERS);
         let script = "(while :; do :; done) & while :; do :; done";
-        let run = sbxrt.run([
-            "--json",
-            "--timeout",
-            "2s",
-            "--cpus",
-            "0.5",
-            &fixtures.busybox_rootfs(),
-            "sh",
-            "-c",
-            script,
-        ]);
-        let report = job
-            .contain(run)
-            .deadline(Duration::from_secs(60))
-            .output()
-            .report();
+        let options = ["--timeout", "2s", "--cpus", "0.5"];
+        let words = [&fixtures.busybox_rootfs(), "sh", "-c", script];
+        let report = job.report(sbxrt, &options, &words);
         assert_eq!(
             (report.kind(), report.enforcement("cpus")),
             ("timeout", "cgroup1"),
@@ -248,8 +201,7 @@ fn each_hierarchy_stands_for_itself() {
     let sbxrt = Sbxrt::new(Identity::ordinary());
     let job = Job::new(sbxrt.identity(), &["memory", "cpuacct"]);
     let image = fixtures.busybox_rootfs();
-    let run = sbxrt.run(["--json", "--cpus", "0.5", &image, "true"]);
-    let report = job.contain(run).output().report();
+    let report = job.report(&sbxrt, &["--cpus", "0.5"], &[&image, "true"]);
     let held = ["memory", "swap", "pids", "cpus"].map(|limit| report.enforcement(limit));
     assert_eq!(
         held,
@@ -264,8 +216,7 @@ fn directories_of_somebody_else_hold_nothing() {
     let sbxrt = Sbxrt::new(Identity::ordinary());
     let job = Job::new(&Identity::current(), &CONTROLLERS);
     let image = fixtures.busybox_rootfs();
-    let run = sbxrt.run(["--json", &image, "true"]);
-    let report = job.contain(run).output().report();
+    let report = job.report(&sbxrt, &[], &[&image, "true"]);
     assert_eq!(report.enforcement("memory"), "watchdog", "{report}");
     assert_eq!(report.enforcement("swap"), "none", "{report}");
     let run = sbxrt.run(["--require", "memory=cgroup", &image, "true"]);

@@ -17,62 +17,36 @@ const SLOW: Duration = Duration::from_secs(60);
 fn allocation(sbxrt: &Sbxrt, fixtures: &Fixtures, options: &[&str]) -> sbxrt_tests::Output {
     let image = fixtures.python_rootfs();
     let program = "kept = b'x' * (256 << 20); import time; time.sleep(1); print('not held')";
-    let options = [
-        options,
-        &[
-            "--json",
-            "--timeout",
-            "30s",
-            "-m",
-            "64m",
-            &image,
-            "python3",
-            "-I",
-            "-S",
-            "-c",
-            program,
-        ],
-    ];
-    sbxrt.run(options.concat()).deadline(SLOW).output()
+    let limits = ["--json", "--timeout", "30s", "-m", "64m"];
+    let words = [&image, "python3", "-I", "-S", "-c", program];
+    let run = sbxrt.run([options, &limits, &words].concat());
+    run.deadline(SLOW).output()
 }
 
 fn fork_bomb(sbxrt: &Sbxrt, fixtures: &Fixtures, options: &[&str]) -> sbxrt_tests::Report {
     let image = fixtures.busybox_rootfs();
     // Each of them stays: where the limit is not counted by the kernel, a full container is its only sign.
     let script = "while :; do sleep 60 & done";
-    let options = [
-        options,
-        &[
-            "--json",
-            "--timeout",
-            "30s",
-            "--pids-limit",
-            "20",
-            &image,
-            "sh",
-            "-c",
-            script,
-        ],
-    ];
-    let run = sbxrt.run(options.concat());
+    let limits = ["--json", "--timeout", "30s", "--pids-limit", "20"];
+    let run = sbxrt.run([options, &limits, &[&image, "sh", "-c", script]].concat());
     run.deadline(SLOW).output().report()
 }
 
 fn two_busy_loops(sbxrt: &Sbxrt, fixtures: &Fixtures) -> sbxrt_tests::Report {
     let image = fixtures.busybox_rootfs();
     let script = "(while :; do :; done) & while :; do :; done";
-    let run = sbxrt.run([
-        "--json",
-        "--timeout",
-        "4s",
-        "--cpus",
-        "0.5",
-        &image,
-        "sh",
-        "-c",
-        script,
-    ]);
+    let limits = ["--json", "--timeout", "4s", "--cpus", "0.5"];
+    let run = sbxrt.run([&limits[..], &[&image, "sh", "-c", script]].concat());
     run.deadline(SLOW).output().report()
+}
+
+fn every_bomb_ends_as_documented() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    for_each_identity(|sbxrt| {
+        TruthTable::measure(sbxrt, &fixtures, |bomb| !bomb.is_kernel_memory).compare();
+    });
 }
 
 mod with_delegation {
@@ -174,21 +148,20 @@ mod with_delegation {
             let image = format!("dir:{}", path("image"));
             let volume = format!("{}:/volume", path("volume"));
             let run = |limit: &str, dd: &str| {
-                let words = ["--json", "--timeout", "none", limit, "2m", "-v", &volume];
+                let limits = ["--timeout", "none", "--require", "io=cgroup", limit, "2m"];
                 let dd = format!("/bin/busybox dd {dd} bs=1M count=8");
                 let words = [
-                    &words[..],
-                    &[
-                        "--require",
-                        "io=cgroup",
-                        &image,
-                        "/bin/busybox",
-                        "sh",
-                        "-c",
-                        &dd,
-                    ],
+                    "--json",
+                    "-v",
+                    &volume,
+                    &image,
+                    "/bin/busybox",
+                    "sh",
+                    "-c",
+                    &dd,
                 ];
-                let report = sbxrt.run(words.concat()).deadline(SLOW).output().report();
+                let run = sbxrt.run([&limits[..], &words].concat());
+                let report = run.deadline(SLOW).output().report();
                 assert_eq!(
                     (report.kind(), report.code()),
                     ("exited", Some(0)),
@@ -225,12 +198,9 @@ mod with_delegation {
 
     #[test]
     fn every_bomb_ends_as_documented() {
-        let (true, Some(fixtures)) = (require(Need::DelegatedCgroup), Fixtures::find()) else {
-            return;
-        };
-        for_each_identity(|sbxrt| {
-            TruthTable::measure(sbxrt, &fixtures, |bomb| !bomb.is_kernel_memory).compare();
-        });
+        if require(Need::DelegatedCgroup) {
+            super::every_bomb_ends_as_documented();
+        }
     }
 }
 
@@ -304,12 +274,7 @@ mod without_delegation {
 
     #[test]
     fn every_bomb_ends_as_documented() {
-        let Some(fixtures) = Fixtures::find() else {
-            return;
-        };
-        for_each_identity(|sbxrt| {
-            TruthTable::measure(sbxrt, &fixtures, |bomb| !bomb.is_kernel_memory).compare();
-        });
+        super::every_bomb_ends_as_documented();
     }
 }
 
@@ -368,11 +333,8 @@ mod as_root {
 
     #[test]
     fn every_bomb_ends_as_documented() {
-        let (true, Some(fixtures)) = (require(Need::DelegatedCgroup), Fixtures::find()) else {
-            return;
-        };
-        for_each_identity(|sbxrt| {
-            TruthTable::measure(sbxrt, &fixtures, |bomb| !bomb.is_kernel_memory).compare();
-        });
+        if require(Need::DelegatedCgroup) {
+            super::every_bomb_ends_as_documented();
+        }
     }
 }

@@ -23,10 +23,8 @@ use crate::limit::{self, Bound};
 use crate::location;
 use crate::printer::Printer;
 use crate::progress::{Follower, Show};
-use crate::signals::Signals;
+use crate::signals::unless_interrupted;
 
-/// How long what was interrupted may take to clean up.
-const GRACE: Duration = Duration::from_secs(2);
 /// How much of the output is kept to be shown where a quiet build fails.
 const TAIL: usize = 16 << 10;
 /// One byte more than a Dockerfile may have, so that one that is too long is told from one that fits.
@@ -375,27 +373,13 @@ pub(crate) fn attend<T>(
     screen: &Screen,
     work: impl Future<Output = sbxrt::Result<T>>,
 ) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|source| Error::System {
-            step: "start the runtime",
-            source,
-        })?;
-    let done = runtime.block_on(async {
-        let mut signals = Signals::ending()?;
-        tokio::select! {
-            done = work => done.map_err(Error::from),
-            signal = signals.next() => Err(Error::Interrupted { signal }),
+    let work = async { Ok(work.await?) };
+    unless_interrupted(work, |done| {
+        screen.pulling.clear_bars();
+        if done.is_err() {
+            screen.show_tail();
         }
-    });
-    screen.pulling.clear_bars();
-    // Threads that copy or unpack remove what they have not finished.
-    runtime.shutdown_timeout(GRACE);
-    if done.is_err() {
-        screen.show_tail();
-    }
-    done
+    })
 }
 
 /// Shows a build on standard error: each step, and what its program says.

@@ -14,10 +14,7 @@ use crate::location;
 use crate::printer::Printer;
 use crate::progress::{Follower, Show};
 use crate::quantity::{format_duration, format_size};
-use crate::signals::Signals;
-
-/// How long what was interrupted may take to clean up.
-const GRACE: Duration = Duration::from_secs(2);
+use crate::signals::unless_interrupted;
 
 /// Copies an image from one place to another.
 pub(crate) fn copy(arguments: CopyArguments, printer: Printer) -> Result<()> {
@@ -117,25 +114,9 @@ fn run(
     options: &CopyOptions,
     printer: Printer,
 ) -> Result<Copied> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|source| Error::System {
-            step: "start the runtime",
-            source,
-        })?;
     let follower = Follower::new(from.to_string(), Show::for_people(printer), printer);
-    let copied = runtime.block_on(async {
-        let mut signals = Signals::ending()?;
-        tokio::select! {
-            copied = store.copy(from, to, options, &follower) => Ok(copied?),
-            signal = signals.next() => Err(Error::Interrupted { signal }),
-        }
-    });
-    follower.clear_bars();
-    // Threads notice that nobody wants their work any more.
-    runtime.shutdown_timeout(GRACE);
-    copied
+    let copying = async { Ok(store.copy(from, to, options, &follower).await?) };
+    unless_interrupted(copying, |_| follower.clear_bars())
 }
 
 /// What was copied, for programs.

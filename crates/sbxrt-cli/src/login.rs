@@ -11,7 +11,7 @@ use crate::args::LoginArguments;
 use crate::auth_file::AuthFile;
 use crate::error::{Error, Result};
 use crate::printer::Printer;
-use crate::signals::Signals;
+use crate::signals::unless_interrupted;
 use crate::terminal::{self, RawMode};
 
 /// The longest password; tokens of some clouds have some KiB.
@@ -32,20 +32,8 @@ pub(crate) fn run(arguments: LoginArguments, printer: Printer) -> Result<()> {
     let path = place(&key)?;
     let mut file = AuthFile::read(&path)?;
 
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|source| Error::System {
-            step: "start the runtime",
-            source,
-        })?;
-    let was_asked = runtime.block_on(async {
-        let mut signals = Signals::ending()?;
-        tokio::select! {
-            verified = verify_login(&key, &credentials, &options) => Ok(verified?),
-            signal = signals.next() => Err(Error::Interrupted { signal }),
-        }
-    })?;
+    let verifying = async { Ok(verify_login(&key, &credentials, &options).await?) };
+    let was_asked = unless_interrupted(verifying, |_| ())?;
     if !was_asked {
         printer.note(&format!(
             "warning: {key} lets everybody in, so nobody knows whether the password is right"

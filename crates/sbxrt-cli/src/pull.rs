@@ -1,22 +1,17 @@
 //! Getting images: `sbxrt pull`, and what `sbxrt run` does where an image is missing.
 
-use std::time::Duration;
-
 use sbxrt::image::Store;
 use sbxrt::{Image, PullOptions, Source};
 
 use crate::access;
 use crate::args::{ProgressWhen, PullArguments, PullWhen};
 use crate::diagnostics::Diagnostic;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::images::Summary;
 use crate::location;
 use crate::printer::Printer;
 use crate::progress::{Follower, Show};
-use crate::signals::Signals;
-
-/// How long what was interrupted may take to clean up.
-const GRACE: Duration = Duration::from_secs(2);
+use crate::signals::unless_interrupted;
 
 /// Gets the images and prints their digests, or events in their place.
 pub(crate) fn run(arguments: PullArguments, printer: Printer) -> Result<()> {
@@ -83,37 +78,20 @@ fn pull(
     show: Show,
     printer: Printer,
 ) -> Result<Image> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|source| Error::System {
-            step: "start the runtime",
-            source,
-        })?;
     let options = match source {
         Source::Registry(_) if !options.offline => &access::equip(options.clone())?,
         _ => options,
     };
     let follower = Follower::new(source.to_string(), show, printer);
-    let pulled: Result<Image> = runtime.block_on(async {
-        let mut signals = Signals::ending()?;
-        let pulling = async {
-            match when {
-                PullWhen::Always => store.pull(source, options, &follower).await,
-                // However many runs miss the image at this moment, one of them gets it.
-                _ => store.find_or_pull(source, options, &follower).await,
-            }
-        };
-        tokio::select! {
-            pulled = pulling => Ok(pulled?),
-            signal = signals.next() => Err(Error::Interrupted { signal }),
-        }
-    });
-    match &pulled {
+    let pulling = async {
+        Ok(match when {
+            PullWhen::Always => store.pull(source, options, &follower).await?,
+            // However many runs miss the image at this moment, one of them gets it.
+            _ => store.find_or_pull(source, options, &follower).await?,
+        })
+    };
+    unless_interrupted(pulling, |pulled| match pulled {
         Ok(image) => follower.done(image),
         Err(error) => follower.failed(&Diagnostic::new(error)),
-    }
-    // Layers are unpacked by threads, which notice that nobody wants them any more.
-    runtime.shutdown_timeout(GRACE);
-    pulled
+    })
 }

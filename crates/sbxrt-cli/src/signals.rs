@@ -1,6 +1,7 @@
-//! The signals that somebody sends to sbxrt, as a stream.
+//! The signals that somebody sends to sbxrt, as a stream, and work that they end.
 
 use std::task::Poll;
+use std::time::Duration;
 
 use nix::libc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -18,6 +19,34 @@ const FORWARDED: [i32; 6] = [
 ];
 /// Those that end sbxrt while there is no program to ask.
 const ENDING: [i32; 3] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM];
+
+/// How long what was interrupted may take to clean up.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Does `work`, unless a signal ends it first, and then tells how it went: before threads that are still at it, which
+/// notice that nobody wants their work any more, have removed what they have not finished.
+pub(crate) fn unless_interrupted<T>(
+    work: impl Future<Output = Result<T>>,
+    tell: impl FnOnce(&Result<T>),
+) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::System {
+            step: "start the runtime",
+            source,
+        })?;
+    let done = runtime.block_on(async {
+        let mut signals = Signals::ending()?;
+        tokio::select! {
+            done = work => done,
+            signal = signals.next() => Err(Error::Interrupted { signal }),
+        }
+    });
+    tell(&done);
+    runtime.shutdown_timeout(GRACE);
+    done
+}
 
 /// Signals that no longer do what they do by default.
 #[derive(Debug)]
