@@ -34,7 +34,8 @@ fn bombs_of_every_kind_end_and_leave_the_host_usable() {
                 "{bomb}: {report}"
             );
             assert_ne!(report.exit_code(), Some(0), "{bomb}: {report}");
-            assert!(output.elapsed < Duration::from_secs(5), "{bomb}: {output}");
+            // Long before the bomb is over by itself.
+            assert!(output.elapsed < Duration::from_secs(45), "{bomb}: {output}");
             host.assert_nothing_is_left();
         }
     });

@@ -5,7 +5,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sbxrt_tests::{Fixtures, Host, Invocation, Sbxrt, eventually, for_each_identity, pause};
+use sbxrt_tests::{
+    Fixtures, Host, Invocation, PATIENCE, Sbxrt, eventually, for_each_identity, pause,
+};
 
 /// A context with these files.
 fn context(sbxrt: &Sbxrt, name: &str, files: &[(&str, &str)]) -> PathBuf {
@@ -545,7 +547,7 @@ fn a_build_that_is_ended_leaves_nothing() {
         for signal in ["INT", "KILL"] {
             let call = build(sbxrt, &[], &context);
             let mut child = call.spawn();
-            let running = eventually(Duration::from_secs(30), || {
+            let running = eventually(PATIENCE, || {
                 sbxrt
                     .unfinished()
                     .iter()

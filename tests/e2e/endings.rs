@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sbxrt_tests::{Fixtures, Host, Report, eventually, for_each_identity};
+use sbxrt_tests::{Fixtures, Host, PATIENCE, Report, eventually, for_each_identity};
 
 #[test]
 fn the_exit_status_says_how_it_ended() {
@@ -73,22 +73,21 @@ fn a_time_limit_ends_it_on_time_with_all_its_children() {
     let image = fixtures.busybox_rootfs();
     for_each_identity(|sbxrt| {
         let host = Host::snapshot(sbxrt);
-        let output = sbxrt
-            .run(["--timeout", "1s", &image, "sleep", "100"])
-            .output();
-        assert_eq!(output.code(), 124, "{output}");
-        assert!(output.elapsed >= Duration::from_secs(1), "{output}");
-        assert!(output.elapsed < Duration::from_millis(1200), "{output}");
-        host.assert_nothing_is_left();
-
         let stubborn = "trap '' TERM INT HUP; (trap '' TERM; sleep 100) & (sleep 100 &) ; while :; do sleep 100; done";
-        let output = sbxrt
-            .run(["--timeout", "1s", "--json", &image, "sh", "-c", stubborn])
-            .output();
-        assert_eq!(output.code(), 124, "{output}");
-        assert_eq!(output.report().kind(), "timeout", "{output}");
-        assert!(output.elapsed < Duration::from_millis(1200), "{output}");
-        host.assert_nothing_is_left();
+        let programs: [&[&str]; 2] = [&["sleep", "100"], &["sh", "-c", stubborn]];
+        for program in programs {
+            let words = [&["--timeout", "1s", "--json", &image], program].concat();
+            // The machine may be busy with something else at any one moment, but not at all of them.
+            let on_time = (0..10).any(|_| {
+                let output = sbxrt.run(&words).output();
+                assert_eq!(output.code(), 124, "{output}");
+                assert_eq!(output.report().kind(), "timeout", "{output}");
+                assert!(output.elapsed >= Duration::from_secs(1), "{output}");
+                host.assert_nothing_is_left();
+                output.elapsed < Duration::from_millis(1200)
+            });
+            assert!(on_time, "ten times, {program:?} was not ended within 1.2 s");
+        }
     });
 }
 
@@ -199,16 +198,14 @@ fn signals_are_passed_on_to_the_program() {
             .run(["-v", &volume, &image, "sh", "-c", script])
             .spawn();
         let mut ended_early = false;
-        let ready = eventually(Duration::from_secs(10), || {
+        let ready = eventually(PATIENCE, || {
             ended_early = child.try_wait().unwrap().is_some();
             ended_early || directory.join("ready").exists()
         });
         assert!(ready && !ended_early, "the program did not start");
         let pid = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        let ended = eventually(Duration::from_secs(5), || {
-            child.try_wait().unwrap().is_some()
-        });
+        let ended = eventually(PATIENCE, || child.try_wait().unwrap().is_some());
         if !ended {
             child.kill().unwrap();
         }

@@ -41,7 +41,7 @@ fn requests(repository: &str) -> Vec<Request> {
 fn requests_since(repository: &str, before: usize, expected: usize) -> Vec<Request> {
     let mut since = Vec::new();
     // The registry writes its log when it has answered.
-    eventually(Duration::from_secs(5), || {
+    eventually(PATIENCE, || {
         since = requests(repository).split_off(before);
         blobs(&since).len() >= expected
     });

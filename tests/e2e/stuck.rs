@@ -5,16 +5,13 @@ use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sbxrt_tests::{
-    Fixtures, Host, Need, Report, Sbxrt, descendants, eventually, for_each_identity, require,
+    Fixtures, Host, Need, PATIENCE, Report, Sbxrt, descendants, eventually, for_each_identity,
+    require,
 };
-
-/// How long anything may take that takes no time, on a machine that others keep busy.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_program_stuck_in_a_frozen_file_system_holds_nobody() {

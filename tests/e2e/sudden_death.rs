@@ -9,11 +9,9 @@ use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use sbxrt_tests::{Fixtures, Host, Sbxrt, eventually, for_each_identity, pause};
+use sbxrt_tests::{Fixtures, Host, PATIENCE, Sbxrt, eventually, for_each_identity, pause};
 
 const KILLS: u32 = 25;
-/// How long anything may take that takes milliseconds, on a machine that others keep busy.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// It leaves two processes behind that do not mean to end, and ends soon.
 const SCRIPT: &str = "(sleep 100 &); (trap '' TERM; sleep 100) & sleep 0.05";
 
@@ -207,10 +205,7 @@ fn death_in_the_middle_of_a_pull_does_not_harm_the_next() {
             child.kill().unwrap();
             child.wait().unwrap();
         }
-        let output = sbxrt
-            .run([&image, "python3", "-c", "print(1)"])
-            .deadline(Duration::from_secs(60))
-            .output();
+        let output = sbxrt.run([&image, "python3", "-c", "print(1)"]).output();
         assert_eq!(output.success(), "1\n", "{output}");
         assert_eq!(sbxrt.unfinished(), Vec::<std::path::PathBuf>::new());
     });

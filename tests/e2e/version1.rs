@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use sbxrt_tests::{Fixtures, Identity, Invocation, Need, Report, Sbxrt, eventually, require};
+use sbxrt_tests::{
+    Fixtures, Identity, Invocation, Need, PATIENCE, Report, Sbxrt, eventually, require,
+};
 
-/// How long anything may take on a machine that others keep busy.
-const PATIENCE: Duration = Duration::from_secs(60);
 const CONTROLLERS: [&str; 5] = ["memory", "pids", "cpu", "cpuacct", "cpuset"];
 
 /// What a batch system makes for a job.
@@ -77,7 +77,7 @@ impl Job {
     /// Runs `words` in it, under `options`.
     fn report(&self, sbxrt: &Sbxrt, options: &[&str], words: &[&str]) -> Report {
         let run = sbxrt.run([&["--json"], options, words].concat());
-        self.contain(run).deadline(PATIENCE).output().report()
+        self.contain(run).output().report()
     }
 
     /// The cgroups that are in it.

@@ -7,10 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::sbxrt::walk;
-use crate::{Sbxrt, eventually};
-
-/// How long the host may take to be as it was. It takes milliseconds, except where others keep the machine busy.
-const LIMIT: Duration = Duration::from_secs(60);
+use crate::{PATIENCE, Sbxrt, eventually};
 
 /// The processes of this test: those that it has started, and those that were seen below them. A cgroup has the name of
 /// the process that it was made for, which may have ended long ago.
@@ -64,13 +61,13 @@ impl Host {
     pub fn assert_nothing_is_left(&self) -> Duration {
         let start = Instant::now();
         let mut left = Vec::new();
-        let clean = eventually(LIMIT, || {
+        let clean = eventually(PATIENCE, || {
             left = Traces::find(&self.places).beyond(&self.before);
             left.is_empty()
         });
         assert!(
             clean,
-            "left on the host after {LIMIT:?}:\n{}",
+            "left on the host after {PATIENCE:?}:\n{}",
             left.join("\n")
         );
         start.elapsed()

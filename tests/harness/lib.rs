@@ -60,6 +60,9 @@ pub use witness::Witness;
 
 use std::time::{Duration, Instant};
 
+/// How long anything may take that takes no time, on a machine that others keep busy. What takes longer hangs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Waits until a condition holds and says whether it did in time.
 pub fn eventually(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit;

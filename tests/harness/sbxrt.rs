@@ -16,7 +16,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::PidfdFlags;
 use tempfile::TempDir;
 
-use crate::{Identity, Report};
+use crate::{Identity, PATIENCE, Report};
 
 /// How much of a stream is kept. What is beyond is read and counted.
 const KEPT: usize = 8 << 20;
@@ -147,7 +147,7 @@ impl Sbxrt {
             environment: Vec::new(),
             stdin: None,
             stdout: Stdout::Pipe,
-            deadline: Duration::from_secs(20),
+            deadline: PATIENCE,
         }
     }
 
@@ -239,7 +239,7 @@ impl Invocation<'_> {
         self
     }
 
-    /// How long it may take before the test fails; by default 20 s.
+    /// How long it may take before the test fails; by default a minute.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
@@ -335,8 +335,8 @@ impl Invocation<'_> {
         let elapsed = start.elapsed();
         let mut streams = [Captured::default(), Captured::default()];
         for _ in 0..2 {
-            let (index, captured) = receiver.recv_timeout(Duration::from_secs(5)).unwrap_or_else(|_| {
-                panic!("5 s after its end, {status}, somebody still holds the output of sbxrt {:?}", self.arguments)
+            let (index, captured) = receiver.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+                panic!("a minute after its end, {status}, somebody still holds the output of sbxrt {:?}", self.arguments)
             });
             streams[index] = captured;
         }

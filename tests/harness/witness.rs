@@ -9,12 +9,11 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::fs::inotify;
 
 use crate::sbxrt::walk;
-use crate::{Fixtures, Sbxrt, eventually};
+use crate::{Fixtures, PATIENCE, Sbxrt, eventually};
 
 /// Settings that an escape would write: they name programs which the kernel runs as root.
 const SETTINGS: &[&str] = &[
@@ -27,14 +26,13 @@ const SETTINGS: &[&str] = &[
 const TREES: &[&str] = &["/boot", "/etc"];
 /// What a file that nobody may read holds.
 const CANARY: &str = "nobody has read this";
-/// By how much counters of the machine may differ, and how long they may take to come back: other programs come and go.
+/// By how much counters of the machine may differ: other programs come and go.
 const ROOM: Counters = Counters {
     files: 10_000,
     shared_memory: 256 << 20,
     memory: 1 << 30,
     disk: 1 << 30,
 };
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A machine before an attack.
 #[derive(Debug)]
