@@ -288,8 +288,10 @@ fn a_profile_that_cannot_be_used_refuses_the_run() {
         );
         refused(
             "--security-opt=seccomp=/dev/zero",
-            &["/dev/zero", "larger than 1 mib"],
+            &["/dev/zero", "a device and no regular file"],
         );
+        let long = write(sbxrt, "long", &" ".repeat((1 << 20) + 1));
+        refused(&option(&long), &["long", "longer than 1024 KiB"]);
         let text = write(sbxrt, "text", "not JSON");
         refused(&option(&text), &["text", "not a seccomp profile", "line 1"]);
         let misspelt = r#"{ "names": ["uname"], "action": "SCMP_ACT_KILL" },
