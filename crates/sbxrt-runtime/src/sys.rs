@@ -452,6 +452,15 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> io::Res
     .map(drop)
 }
 
+/// Whether two processes have one memory, as threads have.
+pub(crate) fn is_one_memory(pid: libc::pid_t, other: libc::pid_t) -> io::Result<bool> {
+    // linux/kcmp.h
+    const KCMP_VM: c_int = 1;
+    // SAFETY: no memory is passed.
+    let order = check(unsafe { libc::syscall(libc::SYS_kcmp, pid, other, KCMP_VM, 0, 0) })?;
+    Ok(order == 0)
+}
+
 /// Waits for the end of the child `pid`; its wait status.
 pub(crate) fn wait_for(pid: libc::pid_t) -> io::Result<c_int> {
     let mut status = 0;

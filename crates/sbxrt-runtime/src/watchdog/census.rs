@@ -1,6 +1,7 @@
 //! What the container's own `/proc` says of its processes, through the root of its first process: all of them and only
 //! them. The first process is sbxrt's own; it is not counted, but what it has waited for is.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -15,19 +16,23 @@ const SMAPS_LIMIT: u64 = 4 << 20;
 #[derive(Debug)]
 pub(super) struct Census {
     proc: OwnedFd,
+    /// The first process, in the caller's own pid namespace.
+    init: i32,
 }
 
 /// What a process holds, in bytes, from `/proc/PID/status`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Holding {
     pub(super) pid: i32,
-    state: char,
-    parent: i32,
+    pub(super) state: char,
+    pub(super) parent: i32,
     pub(super) threads: u64,
     /// Of address space.
-    size: u64,
-    /// Resident pages of its own, and of files.
+    pub(super) size: u64,
+    /// Resident pages of its own, and of files on disk.
     pub(super) private: u64,
+    /// Those of files alone.
+    pub(super) files: u64,
     /// Resident pages of memory that can be shared: of files in memory, System V segments, anonymous shared mappings.
     pub(super) shared: u64,
     pub(super) tables: u64,
@@ -35,9 +40,19 @@ pub(super) struct Holding {
 }
 
 impl Holding {
-    fn resident(&self) -> u64 {
+    pub(super) fn resident(&self) -> u64 {
         self.private + self.shared
     }
+}
+
+/// Whose memory is another process's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Borrowers {
+    /// These children have no memory but that of their parents, says the kernel.
+    Known(BTreeSet<i32>),
+    /// The kernel does not say. Of these pairs of a parent and its child the parent waits for the child, and what the two
+    /// have is as large.
+    Supposed(BTreeSet<(i32, i32)>),
 }
 
 /// CPU time of a process, in clock ticks, from `/proc/PID/stat`.
@@ -66,6 +81,7 @@ impl Census {
         let path = format!("/proc/{init}/root/proc");
         Ok(Self {
             proc: open(path.as_str(), DIRECTORY, Mode::empty())?,
+            init,
         })
     }
 
@@ -81,24 +97,69 @@ impl Census {
         pids.filter(|&pid| pid != 1).collect()
     }
 
-    /// What each of `pids` holds. One memory of two processes, where the first sleeps until the second executes or ends,
-    /// is there once: what a shell or Python's subprocess does many times a second must not count twice.
+    /// What each of `pids` holds. What two processes have in common is with both.
     pub(super) fn holdings(&self, pids: &[i32]) -> Vec<Holding> {
-        let mut holdings: Vec<Holding> = pids.iter().filter_map(|&pid| self.holding(pid)).collect();
-        let waiting: Vec<bool> = holdings
+        pids.iter().filter_map(|&pid| self.holding(pid)).collect()
+    }
+
+    /// Which of `holdings` are another's: with `vfork`, parent and child are one memory until the child executes, which a
+    /// shell or Python's subprocess does many times a second. That must not count twice, and nobody must be able to pretend
+    /// it: a child of plain `fork` looks the same, even where its parent sleeps until it ends (`CLONE_VFORK` without
+    /// `CLONE_VM`). So the kernel is asked (`kcmp`).
+    pub(super) fn borrowers(&self, holdings: &[Holding]) -> Borrowers {
+        let by_pid: BTreeMap<i32, &Holding> = holdings.iter().map(|it| (it.pid, it)).collect();
+        let pairs: Vec<(&Holding, &Holding)> = holdings
             .iter()
-            .map(|parent| waits_for_vfork(parent, &holdings))
+            .filter_map(|child| Some((*by_pid.get(&child.parent)?, child)))
+            // Whoever has much less than its parent is neither worth the question nor what is asked for. The two were
+            // not read at the same moment.
+            .filter(|(parent, child)| child.resident() >= parent.resident() / 2)
             .collect();
-        for (holding, waiting) in holdings.iter_mut().zip(waiting) {
-            if waiting {
-                *holding = Holding {
-                    pid: holding.pid,
-                    threads: holding.threads,
-                    ..Holding::default()
-                };
+        if pairs.is_empty() {
+            return Borrowers::Known(BTreeSet::new());
+        }
+        let outer = self.outer_pids();
+        let mut borrowers = BTreeSet::new();
+        for (parent, child) in &pairs {
+            // Who has ended since is in no list.
+            let (Some(&outer_parent), Some(&outer_child)) =
+                (outer.get(&parent.pid), outer.get(&child.pid))
+            else {
+                continue;
+            };
+            match crate::sys::is_one_memory(outer_parent, outer_child) {
+                Ok(true) => drop(borrowers.insert(child.pid)),
+                Ok(false) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                // Not compiled in, or forbidden by a filter around sbxrt.
+                Err(_) => return Borrowers::Supposed(supposed_borrowers(&pairs)),
             }
         }
-        holdings
+        if outer.is_empty() {
+            return Borrowers::Supposed(supposed_borrowers(&pairs));
+        }
+        Borrowers::Known(borrowers)
+    }
+
+    /// The processes of the container, by their pids in it: what they are called in the caller's own pid namespace.
+    fn outer_pids(&self) -> BTreeMap<i32, i32> {
+        let mut found = BTreeMap::new();
+        let mut parents = vec![self.init];
+        while let Some(parent) = parents.pop() {
+            let tasks = fs::read_dir(format!("/proc/{parent}/task"));
+            for task in tasks.into_iter().flatten().flatten() {
+                let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+                let children = children.split_ascii_whitespace();
+                for child in children.filter_map(|pid| pid.parse::<i32>().ok()) {
+                    parents.push(child);
+                    let status = fs::read(format!("/proc/{child}/status")).unwrap_or_default();
+                    if let Some(inner) = parse_inner_pid(&String::from_utf8_lossy(&status)) {
+                        found.insert(inner, child);
+                    }
+                }
+            }
+        }
+        found
     }
 
     fn holding(&self, pid: i32) -> Option<Holding> {
@@ -216,13 +277,22 @@ impl Census {
 
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC);
 
-/// Whether this process sleeps until its child executes or ends, and the two are one memory.
-fn waits_for_vfork(process: &Holding, all: &[Holding]) -> bool {
-    process.state == 'D'
-        && all.iter().any(|child| {
-            child.parent == process.pid
-                && (child.size, child.resident()) == (process.size, process.resident())
-        })
+/// Of pairs of a parent and its child, those that look as if the parent slept until its child executes or ends, and the two
+/// were one memory.
+fn supposed_borrowers(pairs: &[(&Holding, &Holding)]) -> BTreeSet<(i32, i32)> {
+    let is_alike = |(parent, child): &&(&Holding, &Holding)| {
+        parent.state == 'D' && (child.size, child.resident()) == (parent.size, parent.resident())
+    };
+    let pairs = pairs.iter().filter(is_alike);
+    pairs
+        .map(|(parent, child)| (parent.pid, child.pid))
+        .collect()
+}
+
+/// The pid in the innermost namespace, from a `/proc/PID/status` of an outer one.
+fn parse_inner_pid(status: &str) -> Option<i32> {
+    let pids = status.lines().find_map(|it| it.strip_prefix("NSpid:"))?;
+    pids.split_ascii_whitespace().next_back()?.parse().ok()
 }
 
 /// The name comes first, with its line breaks escaped; a kernel thread, and who has given its memory back, has no sizes.
@@ -243,7 +313,11 @@ fn parse_status(status: &str) -> Option<Holding> {
             "PPid" => holding.parent = value.parse().ok()?,
             "Threads" => holding.threads = value.parse().ok()?,
             "VmSize" => holding.size = size()?,
-            "RssAnon" | "RssFile" => holding.private += size()?,
+            "RssAnon" => holding.private += size()?,
+            "RssFile" => {
+                holding.files = size()?;
+                holding.private += holding.files;
+            }
             "RssShmem" => holding.shared = size()?,
             "VmPTE" => holding.tables = size()?,
             "VmSwap" => holding.swap = size()?,
@@ -346,6 +420,7 @@ mod tests {
             threads: 3,
             size: 100 << 10,
             private: 30 << 10,
+            files: 20 << 10,
             shared: 30 << 10,
             tables: 4 << 10,
             swap: 5 << 10,
@@ -389,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_waits_for_vfork_shares_its_memory_with_its_child() {
+    fn who_looks_as_if_it_borrowed_is_supposed_to() {
         let parent = Holding {
             pid: 2,
             state: 'D',
@@ -404,9 +479,20 @@ mod tests {
             parent: 2,
             ..parent
         };
-        assert!(waits_for_vfork(&parent, &[parent, child]));
-        assert!(!waits_for_vfork(&child, &[parent, child]));
+        assert_eq!(supposed_borrowers(&[(&parent, &child)]), [(2, 3)].into());
         let grown = Holding { size: 10, ..child };
-        assert!(!waits_for_vfork(&parent, &[parent, grown]));
+        assert!(supposed_borrowers(&[(&parent, &grown)]).is_empty());
+        let awake = Holding {
+            state: 'S',
+            ..parent
+        };
+        assert!(supposed_borrowers(&[(&awake, &child)]).is_empty());
+    }
+
+    #[test]
+    fn the_pid_in_the_container_is_the_last_one() {
+        let status = "Name:\tx\\nNSpid: 9\nPid:\t70\nNSpid:\t70\t8\t3\nNSpgid:\t70\t8\t3\n";
+        assert_eq!(parse_inner_pid(status), Some(3));
+        assert_eq!(parse_inner_pid("Name:\tx\n"), None);
     }
 }
