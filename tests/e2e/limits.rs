@@ -34,7 +34,7 @@ fn a_memory_limit_is_held_by_the_mechanism_that_the_report_names() {
 }
 
 /// What a sandbox can take without any process having it: each takes 160 MiB or much more, and stays.
-const MEMORY_OF_NOBODY: [(&str, &str); 5] = [
+const MEMORY_OF_NOBODY: [(&str, &str); 6] = [
     (
         "scratch",
         "f = open('/tmp/x', 'wb')\nfor i in range(160): f.write(bytes(1 << 20))",
@@ -46,6 +46,11 @@ const MEMORY_OF_NOBODY: [(&str, &str); 5] = [
     (
         "--tmpfs",
         "f = open('/m/x', 'wb')\nfor i in range(160): f.write(bytes(1 << 20))",
+    ),
+    (
+        "a file without a name, on its way in a socket",
+        "import os, socket\nf = os.open('/dev/shm', os.O_TMPFILE | os.O_RDWR)\nfor i in range(160): os.write(f, bytes(1 << 20))\n\
+         ends = socket.socketpair()\nsocket.send_fds(ends[0], [b'x'], [f])\nos.close(f)",
     ),
     (
         "a System V segment",
@@ -116,6 +121,153 @@ fn what_is_in_memory_twice_over_counts_once() {
 }
 
 #[test]
+fn time_of_children_that_nobody_waits_for_is_in_the_account() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    // Twenty of 50 ms each.
+    let program = "import os, signal, time\n\
+        def spin(seconds):\n  end = time.process_time() + seconds\n  while time.process_time() < end: pass\n\
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n\
+        for n in range(20):\n\
+        \x20 if os.fork() == 0: spin(0.05); os._exit(0)\n\
+        \x20 try: os.wait()\n\
+        \x20 except ChildProcessError: pass";
+    for_each_identity(|sbxrt| {
+        let image = fixtures.python_rootfs();
+        let words = ["--timeout", "120s", &image, "python3", "-I", "-c", program];
+        let report = sbxrt.report(words);
+        assert_eq!(report.code(), Some(0), "{report}");
+        let used = report.cpu_time();
+        assert!(
+            (Duration::from_millis(400)..Duration::from_secs(4)).contains(&used),
+            "{used:?}: {report}"
+        );
+    });
+}
+
+#[test]
+fn a_parent_that_only_seems_to_lend_its_memory_counts() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    // The child makes itself look like its parent in size, and writes to all that it has from it. The parent sleeps until it
+    // ends (CLONE_VFORK), but the two are not one memory (no CLONE_VM).
+    let program = "import ctypes, mmap, os, platform, signal, time\n\
+        CLONE = {'x86_64': 56, 'aarch64': 220}[platform.machine()]\n\
+        def resident(pid):\n\
+        \x20 lines = dict(line.split(':', 1) for line in open(f'/proc/{pid}/status'))\n\
+        \x20 return sum(int(lines[key].split()[0]) for key in ('RssAnon', 'RssFile', 'RssShmem'))\n\
+        kept, room = [mmap.mmap(-1, 60 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for n in range(2)]\n\
+        for i in range(0, len(kept), 4096): kept[i] = 7\n\
+        for used in range(0, 1 << 20, 4096): room[used] = 1\n\
+        if ctypes.CDLL(None).syscall(CLONE, 0x4000 | signal.SIGCHLD, 0, 0, 0, 0) == 0:\n\
+        \x20 for n in range(3):\n\
+        \x20   while resident('self') < resident(os.getppid()): used += 4096; room[used] = 1\n\
+        \x20   for i in range(0, len(kept), 4096): kept[i] = n\n\
+        \x20   time.sleep(0)\n\
+        \x20 time.sleep(300)";
+    for_each_identity(|sbxrt| {
+        let image = fixtures.python_rootfs();
+        let words = [
+            "-m",
+            "100m",
+            "--timeout",
+            "120s",
+            &image,
+            "python3",
+            "-I",
+            "-c",
+            program,
+        ];
+        let report = sbxrt.report(words);
+        assert_eq!(report.kind(), "oom", "{report}");
+    });
+}
+
+#[test]
+fn a_program_that_starts_others_counts_once() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    // More than half of the limit, and children that have the same memory until they execute, from the first thread and
+    // from another one.
+    let program = "import subprocess, threading, time\n\
+        kept = b'x' * (40 << 20)\n\
+        def work():\n\
+        \x20 end = time.monotonic() + 2\n\
+        \x20 while time.monotonic() < end: subprocess.run(['/bin/true'], check=True)\n\
+        work()\n\
+        other = threading.Thread(target=work)\n\
+        other.start()\n\
+        other.join()\n\
+        print('done')";
+    for_each_identity(|sbxrt| {
+        let image = fixtures.python_rootfs();
+        let words = [
+            "-m",
+            "64m",
+            "--timeout",
+            "120s",
+            &image,
+            "python3",
+            "-I",
+            "-c",
+            program,
+        ];
+        let report = sbxrt.report(words);
+        assert_eq!(report.bytes("stdout"), b"done\n", "{report}");
+        assert!(report.memory_peak() >= 40 << 20, "{report}");
+        assert!(report.memory_peak() <= 64 << 20, "{report}");
+    });
+}
+
+#[test]
+fn a_peak_is_not_more_than_there_was() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    // 24 MiB in memory that thirty processes have, of which the sum is far above the limit.
+    let program = "import mmap, os, time\n\
+        shared = mmap.mmap(-1, 24 << 20)\n\
+        shared[:] = b'x' * len(shared)\n\
+        for n in range(30):\n\
+        \x20 if os.fork() == 0:\n\
+        \x20   for i in range(0, len(shared), 4096): shared[i]\n\
+        \x20   time.sleep(300)\n\
+        time.sleep(3)";
+    for_each_identity(|sbxrt| {
+        let image = fixtures.python_rootfs();
+        let words = |memory, timeout| {
+            [
+                "-m",
+                memory,
+                "--timeout",
+                timeout,
+                &image,
+                "python3",
+                "-I",
+                "-c",
+                program,
+            ]
+        };
+        // Above the limit, below it, and with none; ended by itself, and by its time.
+        for (memory, timeout) in [
+            ("256m", "120s"),
+            ("256m", "2s"),
+            ("2g", "2s"),
+            ("0", "120s"),
+        ] {
+            let report = sbxrt.report(words(memory, timeout));
+            let kind = if timeout == "2s" { "timeout" } else { "exited" };
+            assert_eq!(report.kind(), kind, "{report}");
+            let peak = report.memory_peak() >> 20;
+            assert!((24..200).contains(&peak), "{memory}, {timeout}: {report}");
+        }
+    });
+}
+
+#[test]
 fn the_limit_on_cpu_time_counts_all_processes() {
     let Some(fixtures) = Fixtures::find() else {
         return;
@@ -155,6 +307,25 @@ fn the_limit_on_cpu_time_counts_all_processes() {
             assert_eq!(report.enforcement("cpu_time_ms"), "watchdog", "{report}");
             assert_eq!(report.exit_code(), Some(124), "{report}");
         }
+        // So short that most of each is over before anybody looks. Each is a byte of output; nobody waits for any.
+        let program = format!(
+            "{spin}signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n\
+             while True:\n  child(0.05)\n  os.write(1, b'.')\n  try: os.wait()\n  except ChildProcessError: pass"
+        );
+        let report = sbxrt.report([
+            "--cpu-time",
+            "1s",
+            "--timeout",
+            "120s",
+            &image,
+            "python3",
+            "-I",
+            "-c",
+            &program,
+        ]);
+        assert!(report.has_hit("cpu_time"), "{report}");
+        let used = report.bytes("stdout").len() * 50;
+        assert!((300..=3_000).contains(&used), "{used} ms: {report}");
         let report = sbxrt.report([
             "--cpu-time",
             "60s",
@@ -251,6 +422,28 @@ fn a_program_may_have_no_room_for_files_at_all() {
                 assert_eq!(output.success(), expected, "{policy} {limit}: {output}");
             }
         }
+    });
+}
+
+#[test]
+fn a_file_in_memory_is_a_file_or_is_refused() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    let program = "import errno, os\n\
+        try: os.ftruncate(os.memfd_create('x'), 2 << 20)\n\
+        except OSError as error: print(errno.errorcode[error.errno])";
+    for_each_identity(|sbxrt| {
+        let image = fixtures.python_rootfs();
+        let fsize = ["--ulimit", "fsize=1048576"];
+        let words = [&fsize[..], &[&image, "python3", "-I", "-c", program]];
+        let report = sbxrt.report(words.concat());
+        // Nobody but a cgroup can count its pages.
+        let expected: &[u8] = match report.enforcement("memory") {
+            "watchdog" => b"ENOSYS\n",
+            _ => b"EFBIG\n",
+        };
+        assert_eq!(report.bytes("stdout"), expected, "{report}");
     });
 }
 

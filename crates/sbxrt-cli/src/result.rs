@@ -243,6 +243,7 @@ struct Evidence<'a> {
     sender: Option<Sender>,
     memory_events: &'a BTreeMap<String, u64>,
     pids_refused: Option<u64>,
+    throttled_ms: Option<Milliseconds>,
     full: &'a [Space],
 }
 
@@ -261,6 +262,7 @@ impl<'a> Evidence<'a> {
             sender: evidence.sender,
             memory_events: &evidence.memory_events,
             pids_refused: evidence.pids_refused,
+            throttled_ms: evidence.throttled.map(Milliseconds),
             full: &evidence.full,
         }
     }
@@ -506,6 +508,7 @@ mod tests {
                 sender: None,
                 memory_events: [("max".to_owned(), 3)].into(),
                 pids_refused: Some(0),
+                throttled: Some(Duration::from_micros(1_500)),
                 full: vec![Space {
                     path: "/".into(),
                     limit: LimitName::Scratch,

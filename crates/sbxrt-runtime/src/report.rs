@@ -72,6 +72,9 @@ pub struct Evidence {
     pub memory_events: BTreeMap<String, u64>,
     /// Forks and threads that were refused, where the kernel counts them.
     pub pids_refused: Option<u64>,
+    /// For how long the limit on processors has kept processes from running, those of several processors added up: with
+    /// much of it a program was slow because of its limit. `None` where nobody stops the clock (affinity, or no limit).
+    pub throttled: Option<Duration>,
     /// The file systems in memory that were full when the program ended.
     pub full: Vec<Space>,
 }
@@ -155,7 +158,7 @@ pub enum PeakSource {
     Cgroup2,
     /// `memory.max_usage_in_bytes` of the execution's own cgroup of version 1: as exact.
     Cgroup1,
-    /// The largest sum over all processes that the watchdog saw.
+    /// The most that the watchdog saw of all processes together, what they share counted once.
     Watchdog,
     /// The largest single process (`ru_maxrss`), at least what sbxrt's own start-up code uses.
     #[default]

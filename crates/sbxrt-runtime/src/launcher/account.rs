@@ -112,6 +112,7 @@ impl Facts<'_> {
             limits_hit.insert(limit);
         }
         let usage = self.usage();
+        let throttled = self.throttled();
         let evidence = Evidence {
             limit,
             mechanism: limit.and_then(|limit| self.mechanism(limit)),
@@ -119,6 +120,7 @@ impl Facts<'_> {
             sender: self.sender(&termination),
             memory_events: self.counters.memory_events,
             pids_refused: self.counters.pids_refused,
+            throttled,
             full: self.exit.map(|exit| exit.full).unwrap_or_default(),
         };
         Ok(Report {
@@ -255,6 +257,13 @@ impl Facts<'_> {
         }
     }
 
+    fn throttled(&self) -> Option<Duration> {
+        match self.mechanism(LimitName::Cpus)? {
+            Mechanism::Watchdog => self.seen.map(|seen| seen.throttled),
+            _ => self.counters.throttled_micros.map(Duration::from_micros),
+        }
+    }
+
     fn usage(&self) -> Usage {
         let Self {
             counters,
@@ -267,7 +276,15 @@ impl Facts<'_> {
                 (Some(user), Some(system), _, _) => {
                     (Duration::from_micros(user), Duration::from_micros(system))
                 }
-                (_, _, Some(exit), _) => (exit.user_time, exit.system_time),
+                // What the first process has waited for lacks what was lost on the way, and who still ran.
+                (_, _, Some(exit), seen) => {
+                    let lost = seen.map_or(Duration::ZERO, |seen| seen.cpu_time_lost);
+                    let waited_for = (exit.user_time + lost, exit.system_time);
+                    let total = |(user, system): (Duration, Duration)| user + system;
+                    seen.map(|seen| seen.cpu_time)
+                        .filter(|&seen| total(seen) > total(waited_for))
+                        .unwrap_or(waited_for)
+                }
                 (_, _, None, Some(seen)) => seen.cpu_time,
                 _ => Default::default(),
             };
@@ -334,6 +351,23 @@ mod tests {
         })
     }
 
+    /// The program, and so many processes beside it.
+    fn beside(others: u64, status: i32) -> Option<Exit> {
+        let processes = others + 1;
+        exit(status).map(|exit| Exit { processes, ..exit })
+    }
+
+    fn blocked(status: i32) -> Option<Exit> {
+        let blocked = Blocked {
+            syscall: "ptrace".to_owned(),
+            architecture: "x86_64".to_owned(),
+        };
+        exit(status).map(|exit| Exit {
+            blocked: Some(blocked),
+            ..exit
+        })
+    }
+
     fn full(status: i32, limits: &[LimitName]) -> Option<Exit> {
         let space = |&limit| Space {
             path: "/".into(),
@@ -368,7 +402,9 @@ mod tests {
             memory_peak: 511 << 20,
             pids_peak: 128,
             cpu_time: (Duration::from_secs(2), Duration::from_secs(1)),
+            cpu_time_lost: Duration::ZERO,
             pids_exhausted,
+            throttled: Duration::from_millis(30),
         })
     }
 
@@ -726,6 +762,151 @@ mod tests {
             ),
         ];
         assert_rows(Mechanism::Cgroup2, Mechanism::Cgroup2, rows);
+    }
+
+    #[test]
+    fn only_the_signals_of_the_filter_are_blamed_on_it() {
+        let seccomp = || Termination::Seccomp {
+            syscall: "ptrace".to_owned(),
+            architecture: "x86_64".to_owned(),
+        };
+        let rows: &[Row<'_>] = &[
+            (
+                "ended by the filter",
+                |it| it.exit = blocked(libc::SIGSYS),
+                seccomp(),
+                None,
+                &[],
+                Some(Sender::Kernel),
+            ),
+            (
+                "ended by the filter although it ignores SIGSYS",
+                |it| it.exit = blocked(libc::SIGKILL),
+                seccomp(),
+                None,
+                &[],
+                Some(Sender::Kernel),
+            ),
+            (
+                "survived the refusal and crashed",
+                |it| it.exit = blocked(libc::SIGSEGV),
+                signaled(libc::SIGSEGV),
+                None,
+                &[],
+                None,
+            ),
+            (
+                "survived the refusal and failed",
+                |it| it.exit = blocked(status(31)),
+                exited(31),
+                None,
+                &[],
+                None,
+            ),
+            (
+                "survived the refusal and was ended by the caller",
+                |it| it.exit = blocked(libc::SIGTERM),
+                signaled(libc::SIGTERM),
+                None,
+                &[],
+                Some(Sender::Caller),
+            ),
+            (
+                "survived the refusal and ran out of time",
+                |it| (it.exit, it.verdict) = (blocked(libc::SIGKILL), Some(Verdict::WallTime)),
+                Termination::Timeout,
+                Some(WallTime),
+                &[WallTime],
+                Some(Sender::Sbxrt),
+            ),
+            (
+                "SIGSYS by itself",
+                |it| it.exit = exit(libc::SIGSYS),
+                signaled(libc::SIGSYS),
+                None,
+                &[],
+                None,
+            ),
+        ];
+        assert_rows(Mechanism::Cgroup2, Mechanism::Cgroup2, rows);
+    }
+
+    #[test]
+    fn a_crowd_is_half_of_what_the_limit_allows_besides_the_program() {
+        let cases = [
+            (128, 63, false),
+            (128, 64, true),
+            (129, 64, true),
+            (2, 0, false),
+            (2, 1, true),
+            // The program itself is no crowd, however low the limit.
+            (1, 0, false),
+            (1, 1, true),
+            (0, 0, false),
+        ];
+        let mechanisms = [(Pids, Mechanism::Cgroup2)].into();
+        let signals = BTreeSet::new();
+        for (limit, others, is_crowd) in cases {
+            let limits = Limits {
+                pids: Some(limit),
+                ..Limits::default()
+            };
+            let mut facts = facts(&limits, &mechanisms, &signals);
+            (facts.exit, facts.counters) = (beside(others, status(2)), refused(1));
+            let expected = if is_crowd {
+                Termination::Pids
+            } else {
+                exited(2)
+            };
+            let report = facts.report().unwrap();
+            assert_eq!(report.termination, expected, "{others} of {limit}");
+        }
+    }
+
+    #[test]
+    fn who_was_kept_from_running_is_said_to_have_been() {
+        let cases = [
+            (Mechanism::Cgroup2, Some(Duration::from_micros(7))),
+            (Mechanism::Cgroup1, Some(Duration::from_micros(7))),
+            (Mechanism::Watchdog, Some(Duration::from_millis(30))),
+        ];
+        let (limits, signals) = Default::default();
+        for (mechanism, expected) in cases {
+            let mechanisms = [(LimitName::Cpus, mechanism)].into();
+            let mut facts = facts(&limits, &mechanisms, &signals);
+            (facts.exit, facts.seen) = (exit(status(0)), seen(false));
+            facts.counters.throttled_micros = Some(7);
+            assert_eq!(facts.report().unwrap().evidence.throttled, expected);
+        }
+        let mechanisms = BTreeMap::new();
+        let mut facts = facts(&limits, &mechanisms, &signals);
+        (facts.exit, facts.seen) = (exit(status(0)), seen(false));
+        assert_eq!(facts.report().unwrap().evidence.throttled, None);
+    }
+
+    #[test]
+    fn time_that_nobody_waited_for_is_in_the_account() {
+        let cases = [
+            // What the first process has waited for: 300 ms.
+            ((0, 0), 0, (200, 100)),
+            ((150, 100), 50, (250, 100)),
+            // A child that still ran when the program ended.
+            ((400, 200), 50, (400, 200)),
+        ];
+        let (limits, mechanisms, signals) = Default::default();
+        let time = Duration::from_millis;
+        for ((user, system), lost, expected) in cases {
+            let mut facts = facts(&limits, &mechanisms, &signals);
+            facts.exit = exit(status(0));
+            facts.seen = seen(false).map(|seen| Seen {
+                cpu_time: (time(user), time(system)),
+                cpu_time_lost: time(lost),
+                ..seen
+            });
+            let usage = facts.usage();
+            let found = (usage.user_time, usage.system_time);
+            assert_eq!(found, (time(expected.0), time(expected.1)));
+        }
     }
 
     #[test]

@@ -620,6 +620,8 @@ impl Run {
         self.look = self.leaf.as_ref().map(|_| now + COUNTERS_PAUSE);
         let limits = &self.request.limits;
         let watched_by = |limit, mechanism| self.mechanisms.get(&limit) == Some(&mechanism);
+        // A cgroup counts the children that nobody waits for, too.
+        let counts_itself = !self.leaf.as_ref().is_some_and(Leaf::counts_cpu_time);
         let watched = Watched {
             memory: limits
                 .memory
@@ -633,11 +635,8 @@ impl Run {
             cpus: limits
                 .cpus
                 .filter(|_| watched_by(LimitName::Cpus, Mechanism::Watchdog)),
-            // A cgroup counts the children that nobody waits for, too.
-            cpu_time: limits.cpu_time.filter(|_| {
-                let counters = self.leaf.as_ref().map(Leaf::counters);
-                counters.is_none_or(|counters| counters.cpu_time().is_none())
-            }),
+            cpu_time: limits.cpu_time.filter(|_| counts_itself),
+            usage: counts_itself,
         };
         if !watched.is_empty() {
             self.watchdog = watch_living(pid, watched, self.processors()).map_err(|error| {

@@ -10,6 +10,8 @@ use nix::dir::Dir;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
+/// How much is read of a file that says one thing of a process.
+const FILE_LIMIT: u64 = 64 << 10;
 /// How much is read of `/proc/PID/smaps` at most: the program decides how long it is.
 const SMAPS_LIMIT: u64 = 4 << 20;
 
@@ -65,6 +67,15 @@ pub(super) struct Times {
     /// Those of children that it has waited for.
     pub(super) reaped_user: u64,
     pub(super) reaped_system: u64,
+    /// Page faults.
+    pub(super) faults: u64,
+    /// Those of children that it has waited for.
+    pub(super) reaped_faults: u64,
+    /// Whether it runs, or may run in a thread that is not its first.
+    pub(super) runs: bool,
+    /// Of the time that its first thread could have run, so many thousandths on a processor; 1000 where it does not run,
+    /// or the kernel does not say.
+    pub(super) share: u16,
 }
 
 /// Memory of processes with what they share divided among them, in bytes, from `/proc/PID/smaps_rollup`.
@@ -184,7 +195,12 @@ impl Census {
 
     /// The CPU time of each of `pids`, and of the children that the first process has waited for.
     pub(super) fn times(&self, pids: &[i32]) -> Vec<(i32, Times)> {
-        let times = |pid| Some((pid, parse_stat(&self.read(pid, "stat")?)?));
+        let times = |pid| {
+            let times = parse_stat(&self.read(pid, "stat")?)?;
+            let share = times.runs.then(|| self.read(pid, "schedstat")).flatten();
+            let share = share.and_then(|it| parse_share(&it)).unwrap_or(1000);
+            Some((pid, Times { share, ..times }))
+        };
         let first = times(1).map(|(pid, first)| {
             let own = Times {
                 user: 0,
@@ -264,7 +280,10 @@ impl Census {
 
     fn try_read(&self, pid: i32, file: &str) -> io::Result<String> {
         let mut text = Vec::with_capacity(2048);
-        self.open(pid, file)?.read_to_end(&mut text)?;
+        // Without a bound it would ask for the size, which such a file does not have.
+        self.open(pid, file)?
+            .take(FILE_LIMIT)
+            .read_to_end(&mut text)?;
         // A process may name itself in any bytes.
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
@@ -338,7 +357,22 @@ fn parse_stat(stat: &str) -> Option<Times> {
         system: number(15)?,
         reaped_user: number(16)?,
         reaped_system: number(17)?,
+        faults: number(10)? + number(12)?,
+        reaped_faults: number(11)? + number(13)?,
+        runs: fields.first() == Some(&"R") || number(20)? > 1,
+        share: 1000,
     })
+}
+
+/// The first two fields: nanoseconds on a processor, and of waiting for one.
+fn parse_share(schedstat: &str) -> Option<u16> {
+    let mut fields = schedstat.split_ascii_whitespace();
+    let mut number = || fields.next()?.parse::<u64>().ok();
+    let (ran, waited) = (number()?, number()?);
+    let share = ran
+        .saturating_mul(1000)
+        .checked_div(ran.saturating_add(waited))?;
+    u16::try_from(share).ok()
 }
 
 fn parse_rollup(rollup: &str) -> Option<Proportion> {
@@ -395,17 +429,32 @@ mod tests {
 
     #[test]
     fn a_process_cannot_forge_its_account_by_its_name() {
-        let stat =
-            "7 (a) R 1 2 (b)) S 1 7 7 0 -1 4194304 90 0 0 0 3 4 5 6 20 0 9 0 100 1000000 250 1 2 3";
+        let stat = "7 (a) R 1 2 (b)) S 1 7 7 0 -1 4194304 90 80 2 1 3 4 5 6 20 0 1 0 100 1000000 250 1 2 3";
         let expected = Times {
             start: 100,
             user: 3,
             system: 4,
             reaped_user: 5,
             reaped_system: 6,
+            faults: 92,
+            reaped_faults: 81,
+            runs: false,
+            share: 1000,
         };
         assert_eq!(parse_stat(stat), Some(expected));
+        let running = stat.replace(" S ", " R ");
+        assert_eq!(parse_stat(&running).map(|it| it.runs), Some(true));
+        let of_threads = stat.replace(" 20 0 1 ", " 20 0 2 ");
+        assert_eq!(parse_stat(&of_threads).map(|it| it.runs), Some(true));
         assert_eq!(parse_stat("7 (a"), None);
+    }
+
+    #[test]
+    fn a_share_is_of_the_time_in_which_there_was_something_to_do() {
+        assert_eq!(parse_share("3000 1000 7\n"), Some(750));
+        assert_eq!(parse_share("3000 0 7\n"), Some(1000));
+        assert_eq!(parse_share("0 0 0\n"), None);
+        assert_eq!(parse_share(""), None);
     }
 
     #[test]
