@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use sbxrt_tests::{
-    Fixtures, Identity, Output, Sbxrt, Stdout, eventually, for_each_identity, identities,
+    Fixtures, Identity, Output, Sbxrt, Stdout, descendants, eventually, for_each_identity,
+    identities,
 };
 use serde_json::{Value, json};
 
@@ -480,6 +481,85 @@ fn results_that_cannot_be_written_end_the_batch() {
                 .output();
             assert_eq!(output.code(), 125, "{output}");
             assert!(output.stderr.contains(reason), "{output}");
+        }
+    });
+}
+
+#[test]
+fn a_container_that_stood_ready_has_the_files_of_its_item_and_no_others() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    for_each_identity(|sbxrt| {
+        let item = |number: u32| {
+            let script = format!("cat {number}; echo $N; cat; ls /tmp | wc -l; touch /tmp/mine");
+            let files = json!({number.to_string(): format!("file {number}, ")});
+            json!({"id": number, "command": ["sh", "-c", script], "files": files, "env": {"N": number.to_string()}, "stdin": "in\n"})
+        };
+        let words = ["-j", "2", "--pool", "3", &fixtures.busybox_rootfs()];
+        let output = batch(sbxrt, &words, lines((0..30).map(item)));
+        assert_eq!(output.code(), 0, "{output}");
+        let found = results(output.text());
+        for (number, result) in found.iter().enumerate() {
+            let expected = format!("file {number}, {number}\nin\n0\n");
+            assert_eq!(result["result"]["stdout"]["text"], expected, "{result}");
+        }
+        assert_eq!(found.len(), 30, "{output}");
+    });
+}
+
+#[test]
+fn what_a_scheduler_ends_with_the_batch_is_run_again() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    for_each_identity(|sbxrt| {
+        let items = ["600", "601", "602"].map(|time| json!({"command": ["sleep", time]}));
+        fs::write(sbxrt.home().join("items"), lines(items)).unwrap();
+        let path = sbxrt.home().join("results");
+        let image = fixtures.busybox_rootfs();
+        let files = ["-q", "-i", "items", "-o", "results", "--timeout", "none"];
+        let words = ["-j", "1", "--grace", "none", &image];
+        let mut child = sbxrt
+            .command(["batch"].iter().chain(&files).chain(&words))
+            .spawn();
+        let end = |time: &str| {
+            assert!(eventually(PATIENCE, || {
+                let program = descendants(child.id()).into_iter().find(|pid| {
+                    fs::read(format!("/proc/{pid}/cmdline"))
+                        .is_ok_and(|words| words == format!("sleep\0{time}\0").into_bytes())
+                });
+                let program = program.and_then(|pid| Pid::from_raw(i32::try_from(pid).unwrap()));
+                program.is_some_and(|pid| kill_process(pid, Signal::TERM).is_ok())
+            }));
+        };
+        // A signal from anywhere is an end like others,
+        end("600");
+        assert!(eventually(PATIENCE, || written(&path) >= 1));
+        // unless the batch is being stopped.
+        end_both(&child, || end("601"));
+        assert_eq!(child.wait().unwrap().code(), Some(75));
+        let found = results(&fs::read_to_string(&path).unwrap());
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0]["result"]["termination"]["signal"], "SIGTERM");
+    });
+}
+
+/// As a scheduler does it, to all processes of a job.
+fn end_both(child: &Child, end: impl FnOnce()) {
+    signal(child, Signal::TERM);
+    end();
+}
+
+#[test]
+fn one_file_is_not_two_things() {
+    for_each_identity(|sbxrt| {
+        for words in [
+            ["-i", "same", "-o", "same"],
+            ["-o", "same", "--summary", "./same"],
+        ] {
+            let output = sbxrt.command(["batch"].iter().chain(&words).chain(&["host:"]));
+            output.output().assert_refused(&["same file"]);
         }
     });
 }

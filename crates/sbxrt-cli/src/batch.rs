@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use sbxrt::{Engine, OutputLimits, Source};
+use sbxrt::{Engine, OutputLimits, Outputs, Source};
 
 use self::drive::{Drive, Ended};
 use self::input::Input;
@@ -34,7 +34,7 @@ use crate::error::{Error, Result};
 use crate::limit::{self, Bound, JSON_TIMEOUT};
 use crate::policy::{Bounds, Policy, find_image};
 use crate::printer::{Printer, write_document};
-use crate::{location, status};
+use crate::{destination, location, status};
 
 /// How much of each stream a result holds, unless said otherwise: there may be very many.
 pub(crate) const OUTPUT_LIMIT: u64 = 1 << 20;
@@ -94,6 +94,11 @@ pub(crate) struct BatchArguments {
     /// as memory holds them]
     #[arg(short, long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..), help_heading = BATCH)]
     jobs: Option<u16>,
+
+    /// Keep so many containers ready, made ahead of the items that have no
+    /// limits, image or working directory of their own
+    #[arg(long, value_name = "NUMBER", help_heading = BATCH)]
+    pool: Option<u16>,
 
     /// End at a line that is no item, instead of saying so in its result
     #[arg(long, help_heading = BATCH)]
@@ -157,10 +162,19 @@ fn execute(arguments: BatchArguments, printer: Printer) -> Result<u8> {
         Some(jobs) => usize::from(jobs),
         None => jobs::default(bounds.limits.memory),
     };
+    let files = [
+        ("--input", Some(&arguments.input)),
+        ("--output", Some(&arguments.results)),
+        ("--summary", arguments.summary.as_ref()),
+    ];
+    let files = files.into_iter().filter_map(|(flag, path)| {
+        let path = path.filter(|path| path.as_os_str() != "-")?;
+        Some((flag, path.as_path()))
+    });
+    destination::distinguish(&files.collect::<Vec<_>>(), &Outputs::default())?;
     let input = Input::open(&arguments.input)?;
     let summary_file = arguments.summary.map(|path| {
-        let created = std::fs::File::create(&path);
-        created
+        destination::open(&path)
             .map(|file| (path.clone(), file))
             .map_err(|source| Error::ResultFile { path, source })
     });
@@ -178,7 +192,10 @@ fn execute(arguments: BatchArguments, printer: Printer) -> Result<u8> {
     };
     let batch = Batch {
         common: Common::new(&words, &bounds, &policy, outputs),
-        sandbox: policy.sandbox(&engine, &image, bounds.limits.clone())?,
+        sandbox: policy
+            .builder(&engine, &image, bounds.limits.clone())
+            .pool(arguments.pool.map_or(0, usize::from))
+            .build()?,
         engine,
         policy,
         bounds,

@@ -1,4 +1,4 @@
-//! The files that `sbxrt run` writes: where its document goes, and that no two things go to one place.
+//! The files that `sbxrt run` and `batch` write: where a document goes, and that no two things go to one place.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -55,7 +55,7 @@ impl Destination {
 
 /// Creates or empties a file, or opens what `>(command)`, `/dev/stderr` and `/dev/null` are. A FIFO would keep us waiting
 /// until somebody reads from it, who may never come.
-fn open(path: &Path) -> io::Result<File> {
+pub(crate) fn open(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .write(true)
         .create(true)

@@ -125,7 +125,12 @@ impl Policy {
         image: &Image,
         limits: Limits,
     ) -> Result<Sandbox> {
-        let mut builder: SandboxBuilder = engine
+        Ok(self.builder(engine, image, limits).build()?)
+    }
+
+    /// The same, for more to be said of it.
+    pub(crate) fn builder(&self, engine: &Engine, image: &Image, limits: Limits) -> SandboxBuilder {
+        let mut builder = engine
             .sandbox(image)
             .limits(limits)
             .network(self.network)
@@ -152,7 +157,7 @@ impl Policy {
         if let Some(hostname) = &self.hostname {
             builder = builder.hostname(hostname);
         }
-        Ok(builder.build()?)
+        builder
     }
 
     /// What Docker would execute. An entry point that is named takes the place of the image's and its `CMD`; an empty one

@@ -81,7 +81,7 @@ impl Summary {
     /// While it goes on: how many there were, how fast they are and how many failed.
     pub(crate) fn progress(&self, elapsed: Duration, left: Option<Duration>) -> String {
         let mut parts = vec![
-            format!("{} items", self.run() + self.skipped),
+            count(number(self.run() + self.skipped), "item"),
             format!("{}/s", rate(self.run(), elapsed)),
         ];
         let failed = self.results - self.succeeded;
@@ -89,7 +89,7 @@ impl Summary {
             parts.push(format!("{failed} failed"));
         }
         if self.errors > 0 {
-            parts.push(format!("{} errors", self.errors));
+            parts.push(count(number(self.errors), "error"));
         }
         if let Some(left) = left {
             let left = Duration::from_secs(left.as_secs().max(1));
@@ -100,7 +100,6 @@ impl Summary {
 
     /// The same for people when it is over, one sentence a line.
     pub(crate) fn lines(&self, elapsed: Duration) -> Vec<String> {
-        let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         let mut lines = vec![format!(
             "{} in {}, {}/s",
             count(number(self.run()), "item"),
@@ -196,6 +195,10 @@ impl Percentiles {
         let [p50, p95, p99] = [50, 95, 99].map(|it| milliseconds(times.percentile(it)));
         Self { p50, p95, p99 }
     }
+}
+
+fn number(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 fn milliseconds(duration: Duration) -> f64 {
@@ -342,7 +345,7 @@ mod tests {
         );
         assert_eq!(
             summary.progress(Duration::from_secs(1), Some(Duration::from_millis(90_500))),
-            "6 items, 5.0/s, 2 failed, 1 errors, 1m30s left"
+            "6 items, 5.0/s, 2 failed, 1 error, 1m30s left"
         );
         let document =
             serde_json::to_value(summary.document(Duration::from_secs(2), 3, true)).unwrap();

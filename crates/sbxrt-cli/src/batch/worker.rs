@@ -34,7 +34,7 @@ const VERSION: u32 = 1;
 /// How many sandboxes with limits or images of their own are kept for the items to come.
 const SANDBOXES: usize = 64;
 /// How long we wait to hear of a signal that a program has heard of already.
-const HEARSAY: Duration = Duration::from_millis(200);
+const HEARSAY: Duration = Duration::from_millis(500);
 
 /// What the tasks are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
