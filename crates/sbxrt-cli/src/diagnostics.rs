@@ -359,6 +359,16 @@ fn runtime_hint(error: &RuntimeError) -> Option<String> {
                 .to_owned(),
         );
     }
+    if let RuntimeError::Start(failure) = error
+        && errno == Some(nix::libc::EDQUOT)
+        && failure.subject == "join a new session keyring"
+    {
+        return Some(
+            "each run of yours takes one of the keys that the kernel allows a user; as root, type \
+             `sysctl kernel.keys.maxkeys=4000`"
+                .to_owned(),
+        );
+    }
     if let Some(Explanation { reason, fix }) = explain(error) {
         return Some(match fix {
             Some(fix) => format!("{reason}; {fix}"),
@@ -449,6 +459,14 @@ mod tests {
             Error::Engine(sbxrt::Error::Runtime(RuntimeError::Channel(
                 io::Error::from_raw_os_error(nix::libc::ETOOMANYREFS),
             ))),
+            Error::Engine(sbxrt::Error::Runtime(
+                Failure::new(
+                    "start the program",
+                    "join a new session keyring",
+                    io::Error::from_raw_os_error(nix::libc::EDQUOT),
+                )
+                .into(),
+            )),
             Error::Engine(sbxrt::Error::Image(sbxrt::image::Error::PlatformNotFound {
                 image: "docker.io/library/busybox:latest".to_owned(),
                 wanted: "linux/vax".to_owned(),
