@@ -62,6 +62,7 @@ def queue():
 libc.mq_open.restype = ctypes.c_int
 kept = use_up(1000, queue)
 kept = use_up(1000, lambda: call(libc.msgget, 0, 0o1600))
+terminals = use_up(1000, os.openpty)
 kept = use_up(100000, lambda: call(libc.semget, 0, 200, 0o1600))
 timer = ctypes.c_void_p()
 kept = use_up(200000, lambda: call(libc.timer_create, 0, None, ctypes.byref(timer)))
@@ -94,6 +95,7 @@ check('watch', libc.inotify_add_watch(check('inotify', libc.inotify_init1(0)), b
 check('message queue', libc.mq_open(b'/mine', 0o102, 0o600, None))
 check('System V queue', libc.msgget(0, 0o1600))
 check('semaphores', libc.semget(0, 4, 0o1600))
+os.openpty()
 timer = ctypes.c_void_p()
 check('timer', libc.timer_create(0, None, ctypes.byref(timer)))
 if os.fork() == 0: os._exit(0)
