@@ -598,10 +598,10 @@ fn memory_does_not_grow_with_the_number_of_items() {
         assert_eq!(written(&sbxrt.home().join("results")), items);
         peak
     };
-    let (few, many) = (peak(300), peak(1500));
-    eprintln!("peak: {few} KiB with 300 items, {many} KiB with 1500");
+    let (few, many) = (peak(200), peak(1000));
+    eprintln!("peak: {few} KiB with 200 items, {many} KiB with 1000");
     assert!(
         many < few + 4096,
-        "{few} KiB with 300 items, {many} KiB with 1500"
+        "{few} KiB with 200 items, {many} KiB with 1000"
     );
 }
