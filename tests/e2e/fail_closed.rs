@@ -1,6 +1,8 @@
 //! What a run needs is taken away, one thing at a time: each time it either does all that it promises, or is refused with
 //! the name of what is missing; and `sbxrt check` says beforehand which.
 
+use std::time::Duration;
+
 use nix::libc;
 use sbxrt_tests::{
     Fixtures, Identity, Invocation, Need, Report, Sbxrt, for_each_identity, require,
@@ -22,6 +24,9 @@ syscall($prctl, 38, 1, 0, 0, 0) == 0 or die "PR_SET_NO_NEW_PRIVS: $!";
 syscall($prctl, 22, 2, $header) == 0 or die "PR_SET_SECCOMP: $!";
 exec @ARGV or die "exec: $!";
 "#;
+
+/// How long a run may take that ends by itself, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(150);
 
 /// What the program finds out about itself; then it waits for the time limit to end it.
 const WITNESS: &str = "grep -E '^(NoNewPrivs|Seccomp|CapEff|CapBnd):' /proc/self/status; \
@@ -169,6 +174,52 @@ fn without_a_system_call_a_run_keeps_its_promises_or_is_refused() {
                 let outcome = outcome(sbxrt, &image, named, &|call| call.called_by(&deny));
                 eprintln!("{name} {errno}: {outcome:?}");
             }
+        }
+    });
+}
+
+/// Without `kcmp`, as in a container of Docker's, nobody can ask the kernel whether two processes are one memory. A program
+/// that starts others is believed, as long as it has not got them all the time.
+#[test]
+fn without_kcmp_memory_that_is_lent_counts_once_and_what_only_seems_so_for_a_moment() {
+    let starts_others = "import subprocess, threading, time\n\
+        kept = b'x' * (40 << 20)\n\
+        def work():\n\
+        \x20 end = time.monotonic() + 2\n\
+        \x20 while time.monotonic() < end: subprocess.run(['/bin/true'], check=True); time.sleep(0.01)\n\
+        work()\n\
+        other = threading.Thread(target=work)\n\
+        other.start()\n\
+        other.join()";
+    // Each writes to a part of what it has from its parent, and sleeps until its child ends, which has a memory of its own.
+    let seems_so = "import os, time\n\
+        kept = bytearray(20 << 20)\n\
+        for n in range(6):\n\
+        \x20 pid = os.fork()\n\
+        \x20 if pid: os.waitpid(pid, 0); break\n\
+        \x20 for i in range(0, len(kept), 4096): kept[i] = 1\n\
+        else: time.sleep(300)";
+    as_ordinary(|sbxrt, fixtures| {
+        let image = fixtures.python_rootfs();
+        let deny = [
+            "perl".to_owned(),
+            "-e".to_owned(),
+            DENY.to_owned(),
+            libc::SYS_prctl.to_string(),
+            libc::SYS_kcmp.to_string(),
+            libc::EPERM.to_string(),
+            "--".to_owned(),
+        ];
+        for (program, expected) in [(starts_others, "exited"), (seems_so, "oom")] {
+            let options = ["--json", "-m", "64m", "--timeout", "120s"];
+            let words = [&options[..], &[&image, "python3", "-I", "-c", program]];
+            let output = sbxrt
+                .run(words.concat())
+                .called_by(&deny)
+                .deadline(PATIENCE);
+            let report = output.output().report();
+            assert_eq!(report.kind(), expected, "{report}");
+            assert_eq!(report.enforcement("memory"), "watchdog", "{report}");
         }
     });
 }

@@ -721,6 +721,26 @@ fn a_program_sees_the_processors_that_it_was_given() {
 }
 
 #[test]
+fn a_program_that_was_kept_from_running_is_said_to_have_been() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    for_each_identity(|sbxrt| {
+        let image = fixtures.busybox_rootfs();
+        let throttled = |cpus, script| {
+            let options = ["--cpus", cpus, "--timeout", "3s"];
+            let report = sbxrt.report([&options[..], &[&image, "sh", "-c", script]].concat());
+            (report.evidence("throttled_ms").as_f64(), report)
+        };
+        // So little that it is less than what a busy machine leaves.
+        let (busy, report) = throttled("0.05", "(while :; do :; done) & while :; do :; done");
+        assert!(busy.is_some_and(|it| it > 200.0), "{report}");
+        let (idle, report) = throttled("0.5", "sleep 1");
+        assert!(idle.is_some_and(|it| it < 200.0), "{report}");
+    });
+}
+
+#[test]
 fn processors_that_do_not_exist_are_refused_by_number() {
     let Some(fixtures) = Fixtures::find() else {
         return;

@@ -7,7 +7,7 @@
 //! (tens of µs per process) and never too low, since it counts shared pages with every process that has them, and one memory
 //! of two processes (`vfork`) with both; only where it is above the limit do `smaps_rollup` (milliseconds) and the kernel's
 //! own word on who shares with whom (`kcmp`) decide. Where there is no such word, two that look as if they shared are
-//! believed for [`LENDING`].
+//! believed for [`LENDING`] on end.
 //!
 //! The peak that is reported is never more than there was: what may be counted twice is in it once, until it is known
 //! better.
@@ -60,7 +60,8 @@ const GROWTH: f64 = 2.0 * 1024.0 * 1024.0 * 1024.0;
 const FORKS: f64 = 10_000.0;
 /// Of the time of one processor, looks take one part in so many.
 const COST: u32 = 5;
-/// For so long does a parent that waits for its child to execute not count beside it, where that cannot be verified.
+/// For so long on end may it be that a limit is kept only since children seem to have their parents' memory, where the
+/// kernel does not say. A program that starts others has moments in between at which it has no such child.
 const LENDING: Duration = Duration::from_millis(250);
 /// The period over which CPU time is rationed.
 const CPU_PERIOD: Duration = Duration::from_millis(100);
@@ -131,8 +132,8 @@ pub(crate) struct Watchdog {
     exact_again: Instant,
     /// The largest sum that turned out to be a smaller peak: one that is not much larger is not looked at closely again.
     examined: u64,
-    /// Since when children seem to have the memory of their parents: by the pids of both.
-    lending: BTreeMap<(i32, i32), Instant>,
+    /// Since when it takes children that seem to have their parents' memory for the limit to be kept.
+    lending: Option<Instant>,
 }
 
 /// What a watchdog has seen of a container.
@@ -228,7 +229,7 @@ impl Watchdog {
             },
             exact_again: now,
             examined: 0,
-            lending: BTreeMap::new(),
+            lending: None,
         })
     }
 
@@ -301,7 +302,10 @@ impl Watchdog {
                     }
                 }
             }
-            _ => self.note_peak(&holdings, memory, memory_pause),
+            _ => {
+                self.lending = None;
+                self.note_peak(&holdings, memory, memory_pause);
+            }
         }
         if let Some(limit) = self.watched.pids
             && threads > u64::from(limit)
@@ -390,15 +394,14 @@ impl Watchdog {
     fn borrowers(&mut self, holdings: &[Holding]) -> BTreeSet<i32> {
         match self.census.borrowers(holdings) {
             Borrowers::Known(pids) => pids,
-            Borrowers::Supposed(pairs) => {
-                let now = Instant::now();
-                let since = |pair| self.lending.get(&pair).copied().unwrap_or(now);
-                self.lending = pairs.into_iter().map(|pair| (pair, since(pair))).collect();
-                let lending = self.lending.iter();
-                lending
-                    .filter(|(_, since)| now.duration_since(**since) < LENDING)
-                    .map(|(&(_, child), _)| child)
-                    .collect()
+            Borrowers::Supposed(pids) if pids.is_empty() => pids,
+            Borrowers::Supposed(pids) => {
+                let since = *self.lending.get_or_insert_with(Instant::now);
+                if since.elapsed() < LENDING {
+                    pids
+                } else {
+                    BTreeSet::new()
+                }
             }
         }
     }

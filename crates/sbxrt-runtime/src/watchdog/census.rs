@@ -52,9 +52,8 @@ impl Holding {
 pub(super) enum Borrowers {
     /// These children have no memory but that of their parents, says the kernel.
     Known(BTreeSet<i32>),
-    /// The kernel does not say. Of these pairs of a parent and its child the parent waits for the child, and what the two
-    /// have is as large.
-    Supposed(BTreeSet<(i32, i32)>),
+    /// The kernel does not say. These children have as much as their parents.
+    Supposed(BTreeSet<i32>),
 }
 
 /// CPU time of a process, in clock ticks, from `/proc/PID/stat`.
@@ -296,15 +295,16 @@ impl Census {
 
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC);
 
-/// Of pairs of a parent and its child, those that look as if the parent slept until its child executes or ends, and the two
-/// were one memory.
-fn supposed_borrowers(pairs: &[(&Holding, &Holding)]) -> BTreeSet<(i32, i32)> {
+/// Of pairs of a parent and its child, the children that look as if the two were one memory. Whether the parent sleeps is not
+/// to be seen: it may be a thread of it that does.
+fn supposed_borrowers(pairs: &[(&Holding, &Holding)]) -> BTreeSet<i32> {
     let is_alike = |(parent, child): &&(&Holding, &Holding)| {
-        parent.state == 'D' && (child.size, child.resident()) == (parent.size, parent.resident())
+        (child.size, child.resident()) == (parent.size, parent.resident())
     };
-    let pairs = pairs.iter().filter(is_alike);
     pairs
-        .map(|(parent, child)| (parent.pid, child.pid))
+        .iter()
+        .filter(is_alike)
+        .map(|(_, it)| it.pid)
         .collect()
 }
 
@@ -516,7 +516,6 @@ mod tests {
     fn who_looks_as_if_it_borrowed_is_supposed_to() {
         let parent = Holding {
             pid: 2,
-            state: 'D',
             parent: 1,
             size: 9,
             private: 5,
@@ -524,18 +523,12 @@ mod tests {
         };
         let child = Holding {
             pid: 3,
-            state: 'R',
             parent: 2,
             ..parent
         };
-        assert_eq!(supposed_borrowers(&[(&parent, &child)]), [(2, 3)].into());
+        assert_eq!(supposed_borrowers(&[(&parent, &child)]), [3].into());
         let grown = Holding { size: 10, ..child };
         assert!(supposed_borrowers(&[(&parent, &grown)]).is_empty());
-        let awake = Holding {
-            state: 'S',
-            ..parent
-        };
-        assert!(supposed_borrowers(&[(&awake, &child)]).is_empty());
     }
 
     #[test]
