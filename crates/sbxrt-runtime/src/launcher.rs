@@ -7,23 +7,24 @@
 //! that the kernel holds, in a file system that does not answer, must hold nobody else.
 //!
 //! This file is the process and its loop; [`run`](self::run) is the life of one execution, [`account`] what is said of it
-//! afterwards.
+//! afterwards. The loop costs what happens, not what there is: a thousand executions that sleep are not looked through
+//! whenever one of them says something.
 
 mod account;
 mod collection;
+mod poller;
 mod run;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 
 use self::collection::Collection;
+use self::poller::{Number, Place, Polled, Poller, Ready, Source};
 use self::run::Run;
 use crate::cgroup::{self, Leaves, Shape};
 use crate::channel::{self, Event};
@@ -64,12 +65,20 @@ pub(crate) fn run() -> ! {
         subtree,
     } = setup;
     let leaves = subtree.map(|shape| Leaves::new(shape, descriptors));
+    let Ok(poller) = Poller::new() else {
+        sys::exit_now(125)
+    };
     let mut launcher = Launcher {
-        control: Some(control),
+        control: Some(poller.listen(Ready::Control, control)),
+        poller,
         caller_is_root,
         leaves,
         broken,
-        runs: Vec::new(),
+        runs: BTreeMap::new(),
+        taken: 0,
+        due: BTreeSet::new(),
+        watched: 0,
+        touched: BTreeSet::new(),
     };
     launcher.serve();
     // Without destructors: the cgroup of what cannot be ended cannot be removed now. The next start does it.
@@ -142,91 +151,107 @@ fn open_path(path: &Path) -> io::Result<OwnedFd> {
 }
 
 struct Launcher {
+    poller: Poller,
     /// Where requests come from; `None` once the caller is gone.
-    control: Option<OwnedFd>,
+    control: Option<Polled>,
     caller_is_root: bool,
     leaves: Option<Leaves>,
     /// Why nothing can be run. Each request is answered with it: the caller does not wait for this process to be ready.
     broken: Option<Failure>,
-    runs: Vec<Run>,
+    runs: BTreeMap<Number, Entry>,
+    /// How many executions there have been.
+    taken: Number,
+    /// When each execution wants to be looked at.
+    due: BTreeSet<(Instant, Number)>,
+    /// How many executions a watchdog looks at.
+    watched: u32,
+    /// The executions that something has happened to since they were last asked whether they are over.
+    touched: BTreeSet<Number>,
 }
 
-/// What a poll entry belongs to.
-#[derive(Debug, Clone, Copy)]
-enum Source {
-    Control,
-    Run(usize, run::Source),
+/// An execution, and what the launcher has noted of it.
+struct Entry {
+    run: Run,
+    due: Option<Instant>,
+    is_watched: bool,
 }
 
 impl Launcher {
     /// Serves until the caller is gone and nothing is left, or nothing that could be ended.
     fn serve(&mut self) {
-        while self.control.is_some() || self.runs.iter().any(|run| !run.is_given_up()) {
+        while self.control.is_some() || self.runs.values().any(|it| !it.run.is_given_up()) {
             // Without waiting there is no holding of limits: everything ends with this process.
             let Ok(ready) = self.wait() else { return };
-            for source in ready {
-                match source {
-                    Source::Control => self.accept(),
-                    Source::Run(index, source) => self.handle(index, source),
+            for ready in ready {
+                match ready {
+                    Ready::Control => self.accept(),
+                    Ready::Run(number, source) => self.handle(number, source),
                 }
             }
-            let now = Instant::now();
-            let watched = self.runs.iter().filter(|run| run.is_watched()).count();
-            let crowd = u32::try_from(watched).unwrap_or(u32::MAX).max(1);
-            for run in &mut self.runs {
-                run.tick(now, crowd);
-            }
-            self.runs.retain_mut(|run| !run.finish());
+            self.attend();
         }
     }
 
     /// Waits until something happens or is due; says what happened.
-    fn wait(&self) -> io::Result<Vec<Source>> {
-        let control = self
-            .control
-            .as_ref()
-            .map(|fd| (Source::Control, fd.as_fd()));
-        let of_runs = self.runs.iter().enumerate().flat_map(|(index, run)| {
-            run.sources()
-                .map(move |(source, fd)| (Source::Run(index, source), fd))
-        });
-        let (sources, mut polled): (Vec<Source>, Vec<PollFd<'_>>) = control
-            .into_iter()
-            .chain(of_runs)
-            .map(|(source, fd)| (source, PollFd::new(fd, PollFlags::POLLIN)))
-            .unzip();
-        let due = self.runs.iter().filter_map(Run::due).min();
+    fn wait(&self) -> io::Result<BTreeSet<Ready>> {
         let pause = SLACK_OF_A_RUN * u32::try_from(self.runs.len()).unwrap_or(u32::MAX);
-        let timeout = due.map(|due| {
+        let limit = self.due.first().map(|(due, _)| {
             let left = due.saturating_duration_since(Instant::now());
-            TimeSpec::from_duration(left.max(pause))
+            left.max(pause)
         });
-        match ppoll(&mut polled, timeout, None) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let ready = polled
-            .iter()
-            .zip(sources)
-            .filter(|(fd, _)| fd.any().unwrap_or(false));
-        Ok(ready.map(|(_, source)| source).collect())
+        self.poller.wait(limit)
     }
 
-    fn handle(&mut self, index: usize, source: run::Source) {
+    fn handle(&mut self, number: Number, source: Source) {
+        // It may have been over a moment before.
+        let Some(Entry { run, .. }) = self.runs.get_mut(&number) else {
+            return;
+        };
+        self.touched.insert(number);
         match source {
-            run::Source::Caller => self.runs[index].obey(),
-            run::Source::BuildEvents => self.runs[index].hear_builder(),
-            run::Source::InitEvents => {
-                self.runs[index].hear_init();
+            Source::Caller => run.obey(),
+            Source::BuildEvents => run.hear_builder(),
+            Source::InitEvents => {
+                run.hear_init();
             }
-            run::Source::Init => self.runs[index].reap_init(),
-            run::Source::Collector => self.runs[index].reap_collector(),
-            run::Source::Leftovers => self.runs[index].reap_leftovers(),
-            run::Source::Builder => {
+            Source::Init => run.reap_init(),
+            Source::Collector => run.reap_collector(),
+            Source::Leftovers => run.reap_leftovers(),
+            Source::Builder => {
                 // One that has succeeded has waited for its own children.
-                if self.runs[index].reap_builder() != Some(0) {
-                    self.kill_leftovers(index);
+                if run.reap_builder() != Some(0) {
+                    self.kill_leftovers(number);
                 }
+            }
+        }
+    }
+
+    /// Does what is due, and takes leave of what is over.
+    fn attend(&mut self) {
+        let now = Instant::now();
+        let due = self.due.iter().take_while(|(due, _)| *due <= now);
+        self.touched.extend(due.map(|(_, number)| *number));
+        let crowd = self.watched.max(1);
+        for number in std::mem::take(&mut self.touched) {
+            let Some(entry) = self.runs.get_mut(&number) else {
+                continue;
+            };
+            entry.run.tick(now, crowd);
+            let is_over = entry.run.finish();
+            let due = entry.run.due().filter(|_| !is_over);
+            let is_watched = entry.run.is_watched() && !is_over;
+            if due != entry.due {
+                if let Some(before) = entry.due {
+                    self.due.remove(&(before, number));
+                }
+                self.due.extend(due.map(|due| (due, number)));
+                entry.due = due;
+            }
+            self.watched -= u32::from(entry.is_watched);
+            self.watched += u32::from(is_watched);
+            entry.is_watched = is_watched;
+            if is_over {
+                self.runs.remove(&number);
             }
         }
     }
@@ -257,9 +282,16 @@ impl Launcher {
         let streams = [descriptors.next(), descriptors.next(), descriptors.next()];
         match self.start(request, streams, no_scope, is_prepared) {
             Ok(mut run) => {
-                run.caller = Some(caller);
                 run.collection = Collection::new(destinations);
-                self.runs.push(run);
+                run.answer_to(caller);
+                let entry = Entry {
+                    run,
+                    due: None,
+                    is_watched: false,
+                };
+                self.touched.insert(self.taken);
+                self.runs.insert(self.taken, entry);
+                self.taken += 1;
             }
             // Where the caller does not listen any more, nobody wants to know.
             Err(failure) => drop(channel::send(caller.as_fd(), &Event::Failed(failure), &[])),
@@ -280,7 +312,7 @@ impl Launcher {
         let (most, _) = sys::limit(libc::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
         let further =
             |run: &Run| (run.collection.destinations() + run.objects.file_systems.len()) as u64;
-        let further: u64 = self.runs.iter().map(further).sum();
+        let further: u64 = self.runs.values().map(|it| further(&it.run)).sum();
         if DESCRIPTORS_OF_A_RUN * (under_way + 2) + further > most {
             return Err(Failure::reason(
                 "take the request",
@@ -291,33 +323,42 @@ impl Launcher {
             ));
         }
         let leaves = self.leaves.as_ref();
-        let caller_is_root = self.caller_is_root;
+        let place = Place {
+            poller: self.poller.clone(),
+            number: self.taken,
+        };
         Run::start(
+            place,
             request,
             streams,
             leaves,
             no_scope,
             is_prepared,
-            caller_is_root,
+            self.caller_is_root,
         )
     }
 
     /// Ends what the dead builder of an execution has left: its children have become this process's.
-    fn kill_leftovers(&mut self, index: usize) {
+    fn kill_leftovers(&mut self, number: Number) {
         // In this order: a builder reports before it ends, so whoever is a child of this process by now is known once all
         // reports are heard, unless it is left over.
         let Ok(children) = std::fs::read_to_string("/proc/self/task/1/children") else {
             return;
         };
-        for run in &mut self.runs {
-            run.hear_builder();
+        for (number, entry) in &mut self.runs {
+            entry.run.hear_builder();
+            self.touched.insert(*number);
         }
-        let owned: HashSet<libc::pid_t> = self.runs.iter().flat_map(Run::children).collect();
+        let runs = self.runs.values();
+        let owned: HashSet<libc::pid_t> = runs.flat_map(|it| it.run.children()).collect();
         let children = children
             .split_ascii_whitespace()
             .filter_map(|pid| pid.parse().ok());
+        let Some(Entry { run, .. }) = self.runs.get_mut(&number) else {
+            return;
+        };
         for pid in children.filter(|pid| !owned.contains(pid)) {
-            self.runs[index].adopt_leftover(pid);
+            run.adopt_leftover(pid);
         }
     }
 
@@ -325,8 +366,9 @@ impl Launcher {
     /// process ends too.
     fn desert(&mut self) {
         self.control = None;
-        for run in &mut self.runs {
-            run.desert();
+        for (number, entry) in &mut self.runs {
+            entry.run.desert();
+            self.touched.insert(*number);
         }
     }
 }

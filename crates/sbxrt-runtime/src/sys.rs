@@ -430,6 +430,50 @@ pub(crate) fn close_range(first: RawFd, close_on_exec: bool) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, flags) }).map(drop)
 }
 
+/// Makes an epoll instance.
+pub(crate) fn epoll_create() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers are involved.
+    own(c_long::from(unsafe {
+        libc::epoll_create1(libc::EPOLL_CLOEXEC)
+    }))
+}
+
+/// Has `epoll` wait until `fd` can be read, or has ended; it is then called `token`.
+pub(crate) fn epoll_add(epoll: BorrowedFd<'_>, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+    let mut event = libc::epoll_event {
+        events: libc::EPOLLIN.cast_unsigned(),
+        u64: token,
+    };
+    let (epoll, fd) = (epoll.as_raw_fd(), fd.as_raw_fd());
+    // SAFETY: `event` is live during the call, which copies it.
+    check(c_long::from(unsafe {
+        libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &raw mut event)
+    }))?;
+    Ok(())
+}
+
+/// Has `epoll` wait for `fd` no more.
+pub(crate) fn epoll_remove(epoll: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> io::Result<()> {
+    let (epoll, fd) = (epoll.as_raw_fd(), fd.as_raw_fd());
+    // SAFETY: no pointers are involved; what was the event is not looked at.
+    check(c_long::from(unsafe {
+        libc::epoll_ctl(epoll, libc::EPOLL_CTL_DEL, fd, std::ptr::null_mut())
+    }))?;
+    Ok(())
+}
+
+/// The tokens of what is ready in `epoll` at this moment, or of a part of it: whoever is not among them is so the next time.
+pub(crate) fn epoll_ready(epoll: BorrowedFd<'_>) -> io::Result<Vec<u64>> {
+    const MOST: c_int = 256;
+    let mut events = [libc::epoll_event { events: 0, u64: 0 }; MOST as usize];
+    // SAFETY: `events` is live and has room for as many events as are asked for.
+    let ready = check(c_long::from(unsafe {
+        libc::epoll_wait(epoll.as_raw_fd(), events.as_mut_ptr(), MOST, 0)
+    }))?;
+    let ready = usize::try_from(ready).map_err(io::Error::other)?;
+    Ok(events[..ready].iter().map(|event| event.u64).collect())
+}
+
 /// Opens a pidfd for `pid`, which must be an un-waited child of the caller.
 pub(crate) fn pidfd_open(pid: libc::pid_t) -> io::Result<OwnedFd> {
     // SAFETY: no memory is passed.

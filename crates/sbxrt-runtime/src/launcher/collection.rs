@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use super::poller::{Place, Source};
 use super::run::Child;
 use crate::channel;
 use crate::error::Failure;
@@ -72,10 +73,10 @@ impl Collection {
 
     /// Starts to collect where that is still to be done, with nothing running in the container any more. Returns until when
     /// it may take.
-    pub(super) fn begin(&mut self, request: &Request) -> Option<Instant> {
+    pub(super) fn begin(&mut self, request: &Request, place: &Place) -> Option<Instant> {
         let tree = self.tree.take()?;
         let began = Instant::now();
-        match self.fork(request, &tree, began) {
+        match self.fork(request, place, &tree, began) {
             Ok(collector) => {
                 self.collector = Some(collector);
                 Some(began + DEADLINE)
@@ -90,6 +91,7 @@ impl Collection {
     fn fork(
         &self,
         request: &Request,
+        place: &Place,
         tree: &OwnedFd,
         began: Instant,
     ) -> Result<Collector, Failure> {
@@ -98,7 +100,9 @@ impl Collection {
         };
         let document = channel::memory_file().map_err(failed("memfd_create"))?;
         let process = match sys::fork_into(0, None).map_err(failed("clone3"))? {
-            sys::Forked::Parent(pid) => Child::new(pid).map_err(failed("pidfd_open"))?,
+            sys::Forked::Parent(pid) => {
+                Child::new(pid, place, Source::Collector).map_err(failed("pidfd_open"))?
+            }
             sys::Forked::Child => {
                 let collected = collect(request, tree, &self.destinations, document.as_fd());
                 sys::exit_now(i32::from(collected.is_err()))

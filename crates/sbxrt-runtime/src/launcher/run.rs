@@ -11,6 +11,7 @@ use nix::sys::time::TimeSpec;
 use super::account::{Exit, Facts, Verdict};
 use super::collection::Collection;
 use super::null;
+use super::poller::{Place, Polled, Source};
 use crate::builder::Build;
 use crate::cgroup::{self, Entrance, Leaf, Leaves};
 use crate::channel::{self, BuildEvent, Event, InitEvent, Order};
@@ -41,14 +42,16 @@ const REFUSED_FORKS_LIMIT: u64 = 1000;
 #[derive(Debug)]
 pub(super) struct Child {
     pub(super) pid: libc::pid_t,
-    pidfd: OwnedFd,
+    pidfd: Polled,
 }
 
 impl Child {
-    pub(super) fn new(pid: libc::pid_t) -> io::Result<Self> {
+    /// The execution at `place` is told of its end as that of `source`.
+    pub(super) fn new(pid: libc::pid_t, place: &Place, source: Source) -> io::Result<Self> {
         let pidfd = sys::pidfd_open(pid)?;
         // A filter around sbxrt may hide this call; limits that could not be held then are found out now.
         sys::pidfd_send_signal(pidfd.as_fd(), 0)?;
+        let pidfd = place.listen(source, pidfd);
         Ok(Self { pid, pidfd })
     }
 
@@ -87,30 +90,18 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionReset)
 }
 
-/// What of an execution may have something to say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
-    Caller,
-    BuildEvents,
-    InitEvents,
-    Builder,
-    Init,
-    Collector,
-    Leftovers,
-}
-
 /// One execution, from its request to its report, and beyond where its processes cannot be ended.
 #[derive(Debug)]
 pub(super) struct Run {
+    place: Place,
     /// Where events go and orders come from.
-    pub(super) caller: Option<OwnedFd>,
-    hears_caller: bool,
+    caller: Option<Polled>,
     request: Request,
     mechanisms: BTreeMap<LimitName, Mechanism>,
     builder: Option<Child>,
-    build_events: Option<OwnedFd>,
+    build_events: Option<Polled>,
     init: Option<Child>,
-    init_events: Option<OwnedFd>,
+    init_events: Option<Polled>,
     hears_init: bool,
     /// What a dead builder has left.
     leftovers: Vec<Child>,
@@ -149,6 +140,7 @@ pub(super) struct Run {
 impl Run {
     /// Takes a request: decides how its limits are held and forks a builder for it.
     pub(super) fn start(
+        place: Place,
         request: OwnedFd,
         streams: [Option<OwnedFd>; 3],
         leaves: Option<&Leaves>,
@@ -259,10 +251,14 @@ impl Run {
                 sys::exit_now(build.run(build_sender.as_fd()));
             }
         };
-        let builder = Child::new(pid).map_err(failed("pidfd_open, pidfd_send_signal"))?;
+        // Only now: a copy of this process must not give up what is waited for here.
+        let build_events = place.listen(Source::BuildEvents, build_events);
+        let init_events = place.listen(Source::InitEvents, init_events);
+        let builder = Child::new(pid, &place, Source::Builder)
+            .map_err(failed("pidfd_open, pidfd_send_signal"))?;
         Ok(Self {
+            place,
             caller: None,
-            hears_caller: true,
             mechanisms,
             builder: Some(builder),
             build_events: Some(build_events),
@@ -298,31 +294,9 @@ impl Run {
         })
     }
 
-    /// The descriptors to be waited for.
-    pub(super) fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
-        let caller = self.caller.as_ref().filter(|_| self.hears_caller);
-        let init_events = self.init_events.as_ref().filter(|_| self.hears_init);
-        let leftovers = self
-            .leftovers
-            .iter()
-            .map(|child| (Source::Leftovers, Some(&child.pidfd)));
-        [
-            (Source::BuildEvents, self.build_events.as_ref()),
-            (Source::InitEvents, init_events),
-            (
-                Source::Builder,
-                self.builder.as_ref().map(|child| &child.pidfd),
-            ),
-            (Source::Init, self.init.as_ref().map(|child| &child.pidfd)),
-            (
-                Source::Collector,
-                self.collection.collector().map(|child| &child.pidfd),
-            ),
-            (Source::Caller, caller),
-        ]
-        .into_iter()
-        .chain(leftovers)
-        .filter_map(|(source, fd)| Some((source, fd?.as_fd())))
+    /// From now on events go to `caller`, and orders come from there.
+    pub(super) fn answer_to(&mut self, caller: OwnedFd) {
+        self.caller = Some(self.place.listen(Source::Caller, caller));
     }
 
     /// The launcher's children that belong to it.
@@ -466,7 +440,9 @@ impl Run {
 
     /// The caller is gone: ends everything, and takes no account of it.
     pub(super) fn desert(&mut self) {
-        self.hears_caller = false;
+        if let Some(caller) = &self.caller {
+            caller.ignore();
+        }
         self.collection.refuse("the caller is gone");
         self.verdict.get_or_insert(Verdict::Cancelled);
         self.stop_watching();
@@ -590,7 +566,7 @@ impl Run {
 
     /// The container's first process exists: from now on limits are held, unless it waits for a program.
     fn watch(&mut self, pid: libc::pid_t) -> Result<(), Failure> {
-        let init = Child::new(pid).map_err(|error| {
+        let init = Child::new(pid, &self.place, Source::Init).map_err(|error| {
             Failure::new(
                 "watch the container",
                 "pidfd_open, pidfd_send_signal",
@@ -746,6 +722,9 @@ impl Run {
             Ok(None) | Err(_) => {
                 // Whoever held the other end has ended, the builder long before.
                 self.hears_init = false;
+                if let Some(events) = &self.init_events {
+                    events.ignore();
+                }
                 if self.init.is_some() {
                     self.expect_end();
                 }
@@ -765,7 +744,7 @@ impl Run {
     /// Ends the child `pid` of this process, which the builder has left behind.
     pub(super) fn adopt_leftover(&mut self, pid: libc::pid_t) {
         // It is un-waited, so it can be opened, unless there are too many files: then it ends with this process.
-        if let Ok(child) = Child::new(pid) {
+        if let Ok(child) = Child::new(pid, &self.place, Source::Leftovers) {
             child.kill();
             self.leftovers.push(child);
             self.expect_end();
@@ -795,7 +774,7 @@ impl Run {
 
     /// Begins to collect outputs, unless that is done.
     fn collect(&mut self) -> bool {
-        self.deadline = self.collection.begin(&self.request);
+        self.deadline = self.collection.begin(&self.request, &self.place);
         if self.deadline.is_some() {
             // Another process, with other patience.
             (self.ending, self.impatient) = (None, None);
