@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use self::collection::Collection;
 use self::poller::{Number, Place, Polled, Poller, Ready, Source};
-use self::run::Run;
+use self::run::{Looks, Run};
 use crate::cgroup::{self, Leaves, Shape};
 use crate::channel::{self, Event};
 use crate::error::Failure;
@@ -41,6 +41,10 @@ const DESCRIPTORS_OF_A_RUN: u64 = 16;
 /// How much later than due something may be done, for each execution that is under way: waiting costs the more the more
 /// there are, and so what is due for many of them is done at once (for a thousand within 4 ms).
 const SLACK_OF_A_RUN: Duration = Duration::from_micros(4);
+
+/// How long looks at executions may take before it is heard again what happens. Where others keep the processors busy, many
+/// looks are due at once.
+const LOOKS_AT_A_TIME: Duration = Duration::from_millis(1);
 
 /// What a launcher is told when it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +82,7 @@ pub(crate) fn run() -> ! {
         taken: 0,
         due: BTreeSet::new(),
         watched: 0,
+        has_backlog: false,
         touched: BTreeSet::new(),
     };
     launcher.serve();
@@ -158,13 +163,16 @@ struct Launcher {
     leaves: Option<Leaves>,
     /// Why nothing can be run. Each request is answered with it: the caller does not wait for this process to be ready.
     broken: Option<Failure>,
-    runs: BTreeMap<Number, Entry>,
+    /// In boxes: what a launcher has in memory, each sandbox keeps a copy of as it was at its birth.
+    runs: BTreeMap<Number, Box<Entry>>,
     /// How many executions there have been.
     taken: Number,
     /// When each execution wants to be looked at.
     due: BTreeSet<(Instant, Number)>,
     /// How many executions a watchdog looks at.
     watched: u32,
+    /// Whether looks are due that there was no time for.
+    has_backlog: bool,
     /// The executions that something has happened to since they were last asked whether they are over.
     touched: BTreeSet<Number>,
 }
@@ -196,6 +204,9 @@ impl Launcher {
     fn wait(&self) -> io::Result<BTreeSet<Ready>> {
         let pause = SLACK_OF_A_RUN * u32::try_from(self.runs.len()).unwrap_or(u32::MAX);
         let limit = self.due.first().map(|(due, _)| {
+            if self.has_backlog {
+                return Duration::ZERO;
+            }
             let left = due.saturating_duration_since(Instant::now());
             left.max(pause)
         });
@@ -204,9 +215,10 @@ impl Launcher {
 
     fn handle(&mut self, number: Number, source: Source) {
         // It may have been over a moment before.
-        let Some(Entry { run, .. }) = self.runs.get_mut(&number) else {
+        let Some(entry) = self.runs.get_mut(&number) else {
             return;
         };
+        let run = &mut entry.run;
         self.touched.insert(number);
         match source {
             Source::Caller => run.obey(),
@@ -229,17 +241,27 @@ impl Launcher {
     /// Does what is due, and takes leave of what is over.
     fn attend(&mut self) {
         let now = Instant::now();
+        let touched = std::mem::take(&mut self.touched);
         let due = self.due.iter().take_while(|(due, _)| *due <= now);
-        self.touched.extend(due.map(|(_, number)| *number));
+        let due: Vec<Number> = due.map(|(_, number)| *number).collect();
+        // Those that have waited longest come first, so that each has its turn.
+        let due = due.into_iter().filter(|number| !touched.contains(number));
         let crowd = self.watched.max(1);
-        for number in std::mem::take(&mut self.touched) {
+        self.has_backlog = false;
+        for number in touched.iter().copied().chain(due) {
             let Some(entry) = self.runs.get_mut(&number) else {
                 continue;
             };
-            entry.run.tick(now, crowd);
+            let looks = if now.elapsed() < LOOKS_AT_A_TIME {
+                Looks::At { crowd }
+            } else {
+                Looks::Later
+            };
+            entry.run.tick(now, looks);
             let is_over = entry.run.finish();
             let due = entry.run.due().filter(|_| !is_over);
             let is_watched = entry.run.is_watched() && !is_over;
+            self.has_backlog |= due.is_some_and(|due| due <= now);
             if due != entry.due {
                 if let Some(before) = entry.due {
                     self.due.remove(&(before, number));
@@ -290,7 +312,7 @@ impl Launcher {
                     is_watched: false,
                 };
                 self.touched.insert(self.taken);
-                self.runs.insert(self.taken, entry);
+                self.runs.insert(self.taken, Box::new(entry));
                 self.taken += 1;
             }
             // Where the caller does not listen any more, nobody wants to know.
@@ -354,9 +376,10 @@ impl Launcher {
         let children = children
             .split_ascii_whitespace()
             .filter_map(|pid| pid.parse().ok());
-        let Some(Entry { run, .. }) = self.runs.get_mut(&number) else {
+        let Some(entry) = self.runs.get_mut(&number) else {
             return;
         };
+        let run = &mut entry.run;
         for pid in children.filter(|pid| !owned.contains(pid)) {
             run.adopt_leftover(pid);
         }

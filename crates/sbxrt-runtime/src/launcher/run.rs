@@ -90,6 +90,15 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionReset)
 }
 
+/// Whether the watchdog may look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Looks {
+    /// At this execution, one of `crowd` that are watched.
+    At { crowd: u32 },
+    /// There is something else to be done first.
+    Later,
+}
+
 /// One execution, from its request to its report, and beyond where its processes cannot be ended.
 #[derive(Debug)]
 pub(super) struct Run {
@@ -329,7 +338,7 @@ impl Run {
     }
 
     /// Does what is due.
-    pub(super) fn tick(&mut self, now: Instant, crowd: u32) {
+    pub(super) fn tick(&mut self, now: Instant, looks: Looks) {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             if self.collection.collector().is_some() {
                 self.collection.refuse("it took too long");
@@ -380,10 +389,8 @@ impl Run {
                 self.end(Verdict::Memory);
             }
         }
-        if let Some(watchdog) = self
-            .watchdog
-            .as_mut()
-            .filter(|watchdog| watchdog.next <= now)
+        if let Looks::At { crowd } = looks
+            && let Some(watchdog) = self.watchdog.as_mut().filter(|it| it.next <= now)
         {
             match watchdog.look(&self.objects, crowd) {
                 Some(LimitName::Memory) => self.end(Verdict::Memory),
