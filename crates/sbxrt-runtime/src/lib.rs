@@ -31,6 +31,7 @@ pub mod probe;
 mod remains;
 mod report;
 mod request;
+mod room;
 mod rootfs;
 pub mod seccomp;
 mod space;
@@ -52,6 +53,7 @@ pub use request::{
     Assignment, LimitName, Limits, Mechanism, Mount, MountSource, Network, Process, Request,
     Requirement, Rlimit, RlimitResource, Root, UnknownName, WindowSize,
 };
+pub use room::Room;
 pub use supervisor::{Launcher, Prepared, Progress, Run, init};
 
 /// The `PATH` of an image that names none, as in Docker.

@@ -135,6 +135,13 @@ impl Launcher {
         Ok(Run { socket: ours })
     }
 
+    /// Has it end everything that it runs, and then itself. Unlike dropping it, this does not wait for that.
+    pub fn end(&self) {
+        // It ends everything when it reads the end of this socket.
+        let shutdown = nix::sys::socket::Shutdown::Write;
+        let _ = nix::sys::socket::shutdown(self.control.as_raw_fd(), shutdown);
+    }
+
     /// Has systemd make a scope where `request` needs one. Why there is none, where that is worth telling.
     fn seek_scope(&self, request: &Request) -> Result<Option<String>> {
         let mut subtree = self.subtree.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,10 +192,9 @@ const EXIT_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Drop for Launcher {
     fn drop(&mut self) {
-        // It ends everything when it reads the end of this socket. Its own end closes the other side first, and then waits
-        // for what the kernel does not let go of, which nobody else should.
-        let shutdown = nix::sys::socket::Shutdown::Write;
-        let _ = nix::sys::socket::shutdown(self.control.as_raw_fd(), shutdown);
+        // Its own end closes the other side first, and then waits for what the kernel does not let go of, which nobody else
+        // should.
+        self.end();
         let has_ended = await_readable(self.control.as_fd(), FAREWELL_DEADLINE);
         let gone = sys::pidfd_open(self.pid).is_ok_and(|pidfd| {
             if !has_ended {

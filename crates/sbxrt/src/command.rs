@@ -15,8 +15,10 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::{Notify, watch};
 
+use crate::admission::Turn;
 use crate::capture::{Captured, Drain, Spill};
 use crate::error::{Error, Result};
+use crate::launchers::Place;
 use crate::pool::Ready;
 use crate::sandbox::{Sandbox, check_environment};
 
@@ -382,7 +384,8 @@ impl Command {
             .map_err(|error| Error::invalid("request", error.to_string()))
     }
 
-    /// Starts the program and hands over its streams.
+    /// Starts the program and hands over its streams. It does not wait for its [turn](crate::Concurrency), and does not count
+    /// as under way: what there is no room for fails.
     ///
     /// # Errors
     ///
@@ -397,7 +400,7 @@ impl Command {
                 .map_err(Error::io("make pipes and open /dev/null"))?;
             (Some(streams), ends)
         };
-        let (run, request) = self.start(streams.as_ref())?;
+        let (run, place, request) = self.start(streams.as_ref())?;
         run.set_nonblocking()?;
         // A failure of it is not this execution's, and the next one that starts a container of its own is told.
         if let Err(error) = self.sandbox.warm_up() {
@@ -416,16 +419,37 @@ impl Command {
             terminal: None,
             id: request.id,
             limits: request.limits,
+            place,
+            turn: None,
         })
     }
 
+    /// As [`spawn`](Self::spawn), once it is this execution's [turn](crate::Concurrency), which it has until the [`Child`] is
+    /// dropped.
+    ///
+    /// # Errors
+    ///
+    /// As for [`spawn`](Self::spawn).
+    pub async fn spawn_in_turn(&self) -> Result<Child> {
+        let turn = self.sandbox.works.admission.turn().await;
+        let mut child = self.spawn()?;
+        child.turn = Some(turn);
+        Ok(child)
+    }
+
     /// Starts the program, in a container of the pool where one stands ready.
-    fn start(&self, streams: Option<&[OwnedFd; 3]>) -> Result<(Run, Request)> {
+    fn start(&self, streams: Option<&[OwnedFd; 3]>) -> Result<(Run, Place, Request)> {
         let is_settled = self.name.is_none() && self.cwd.is_none();
         let pool = self.sandbox.pool.as_ref().filter(|_| is_settled);
         if let (Some(pool), Some(streams)) = (pool, streams)
-            && let Some(Ready { id, prepared, .. }) = pool.take()
+            && let Some(ready) = pool.take()
         {
+            let Ready {
+                id,
+                prepared,
+                place,
+                ..
+            } = ready;
             let request = self.request(Some(id))?;
             let assignment = Assignment {
                 args: request.process.args.clone(),
@@ -433,11 +457,12 @@ impl Command {
                 files: request.files.clone(),
                 outputs: request.outputs.clone(),
             };
-            return Ok((prepared.start(&assignment, streams)?, request));
+            return Ok((prepared.start(&assignment, streams)?, place, request));
         }
         let request = self.request(None)?;
-        let run = self.sandbox.launcher.get()?.run(&request, streams)?;
-        Ok((run, request))
+        let launchers = &self.sandbox.works.launchers;
+        let (run, place) = launchers.with(|launcher| launcher.run(&request, streams))?;
+        Ok((run, place, request))
     }
 
     /// Makes the program's streams. It never gets a descriptor of the caller's own: through `/proc/self/fd` it could open
@@ -459,18 +484,22 @@ impl Command {
         Ok(([stdin, stdout.into(), stderr.into()], ends))
     }
 
-    /// Runs the program to its end and collects its output.
+    /// Runs the program to its end and collects its output, once it is its [turn](crate::Concurrency): any number of these
+    /// may be waited for at once.
     ///
     /// # Errors
     ///
     /// Fails where the program could not be run at all. However it ends, that is an [`Output`].
     pub async fn output(&self) -> Result<Output> {
+        // First of all: until then it has nothing open.
+        let turn = self.sandbox.works.admission.turn().await;
         let [stdout_file, stderr_file] = self.stream_files.each_ref().map(|file| {
             let create = |file: &StreamFile| Spill::create(&file.path, file.limit);
             file.as_ref().map(create).transpose()
         });
         let (stdout_file, stderr_file) = (stdout_file?, stderr_file?);
         let mut child = self.spawn()?;
+        child.turn = Some(turn);
         let stdin = child.stdin.take();
         let input = match &self.stdin {
             Stdin::Bytes(bytes) => bytes.as_slice(),
@@ -537,6 +566,9 @@ pub struct Child {
     pub terminal: Option<OwnedFd>,
     id: String,
     limits: Limits,
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    place: Place,
+    turn: Option<Turn>,
 }
 
 impl Child {

@@ -37,17 +37,20 @@
 //! The library knows no terminal, no environment variable and no home directory but the one of
 //! [`Engine::open_default`]; whoever calls it passes them in.
 
+mod admission;
 pub mod build;
 mod capture;
 mod command;
 mod engine;
 mod error;
+mod launchers;
 mod pool;
 mod sandbox;
 
+pub use admission::Concurrency;
 pub use capture::{Capture, Captured, Spill, Spilled};
 pub use command::{Child, Command, Output, OutputAction, Stdin};
-pub use engine::Engine;
+pub use engine::{Engine, EngineBuilder};
 pub use error::{Error, Result};
 pub use sandbox::{Sandbox, SandboxBuilder, Seccomp};
 

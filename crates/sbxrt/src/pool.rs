@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sbxrt_runtime::{Launcher, Prepared, Progress, Request};
+use sbxrt_runtime::{Prepared, Progress, Request};
 
 use crate::error::Result;
+use crate::launchers::{Launchers, Place};
 
 /// How long a container may stand ready. What it sees of the host, the volumes above all, was settled when it was made.
 const AGE_LIMIT: Duration = Duration::from_secs(600);
@@ -16,6 +17,7 @@ const AGE_LIMIT: Duration = Duration::from_secs(600);
 pub(crate) struct Ready {
     pub(crate) id: String,
     pub(crate) prepared: Prepared,
+    pub(crate) place: Place,
     since: Instant,
 }
 
@@ -40,14 +42,14 @@ impl Pool {
         std::iter::from_fn(|| ready.pop_front()).find(Ready::is_of_use)
     }
 
-    /// Has containers made until there are enough. They are made by the launcher; this does not wait for them.
+    /// Has containers made until there are enough. They are made by the launchers; this does not wait for them.
     ///
     /// # Errors
     ///
-    /// Fails where `request` does or the launcher is gone.
+    /// Fails where `request` does or no launcher can be started.
     pub(crate) fn fill(
         &self,
-        launcher: &Launcher,
+        launchers: &Launchers,
         request: impl Fn() -> Result<Request>,
     ) -> Result<()> {
         loop {
@@ -56,11 +58,12 @@ impl Pool {
                 return Ok(());
             }
             let request = request()?;
-            let prepared = launcher.prepare(&request)?;
+            let (prepared, place) = launchers.with(|launcher| launcher.prepare(&request))?;
             prepared.run().set_nonblocking()?;
             ready.push_back(Ready {
                 id: request.id,
                 prepared,
+                place,
                 since: Instant::now(),
             });
         }

@@ -9,7 +9,7 @@ use sbxrt_runtime::seccomp;
 use sbxrt_runtime::{LimitName, Limits, Mechanism, Mount, Network, Requirement, Rlimit, Root};
 
 use crate::command::Command;
-use crate::engine::Lazy;
+use crate::engine::Works;
 use crate::error::{Error, Result};
 use crate::pool::Pool;
 
@@ -23,7 +23,7 @@ const HOSTNAME_LIMIT: usize = 64;
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct SandboxBuilder {
-    launcher: Arc<Lazy>,
+    works: Arc<Works>,
     policy: Policy,
     seccomp: Seccomp,
     pool: usize,
@@ -63,7 +63,7 @@ pub(crate) struct Policy {
 }
 
 impl SandboxBuilder {
-    pub(crate) fn new(launcher: Arc<Lazy>, image: Image) -> Self {
+    pub(crate) fn new(works: Arc<Works>, image: Image) -> Self {
         let policy = Policy {
             image,
             limits: Limits::default(),
@@ -81,7 +81,7 @@ impl SandboxBuilder {
             rlimits: Vec::new(),
         };
         Self {
-            launcher,
+            works,
             policy,
             seccomp: Seccomp::Default,
             pool: 0,
@@ -305,7 +305,7 @@ impl SandboxBuilder {
             Seccomp::Unconfined => seccomp::Policy::Unconfined,
         };
         Ok(Sandbox {
-            launcher: self.launcher,
+            works: self.works,
             policy: Arc::new(self.policy),
             pool: (self.pool > 0).then(|| Arc::new(Pool::new(self.pool))),
         })
@@ -351,7 +351,7 @@ fn check_hostname(hostname: &str) -> Result<()> {
 /// An image with a policy, ready for any number of executions, one after the other or at once.
 #[derive(Debug, Clone)]
 pub struct Sandbox {
-    pub(crate) launcher: Arc<Lazy>,
+    pub(crate) works: Arc<Works>,
     pub(crate) policy: Arc<Policy>,
     pub(crate) pool: Option<Arc<Pool>>,
 }
@@ -368,7 +368,7 @@ impl Sandbox {
             return Ok(());
         };
         let template = Command::new(self.clone(), Vec::new());
-        pool.fill(self.launcher.get()?, || template.request(None))
+        pool.fill(&self.works.launchers, || template.request(None))
     }
 
     /// Begins an execution of `program`, which is looked for in the container's `PATH` unless it contains a `/`. The
