@@ -15,9 +15,9 @@ pub(crate) struct Census {
     pub(crate) processes: u64,
     /// Bytes of memory, with what is shared divided by its users.
     pub(crate) proportional: u64,
-    /// Open files of this process and of the launcher.
+    /// Open files of this process and of the launchers.
     pub(crate) files: u64,
-    /// Mounts that this process and the launcher see.
+    /// Mounts that this process and the launchers see.
     pub(crate) mounts: u64,
     /// Cgroups that are named after this process, in all hierarchies.
     pub(crate) cgroups: u64,
@@ -33,8 +33,7 @@ impl Census {
     pub(crate) fn take() -> Self {
         let own = std::process::id();
         let all = [vec![own], descendants(own)].concat();
-        let launcher = children(own);
-        let ours: Vec<u32> = [vec![own], launcher].concat();
+        let ours: Vec<u32> = [vec![own], children(own)].concat();
         let sum = |pids: &[u32], count: fn(u32) -> u64| pids.iter().map(|&pid| count(pid)).sum();
         let namespace = |pid: &u32| {
             fs::metadata(format!("/proc/{pid}/ns/net"))
@@ -100,7 +99,7 @@ impl Census {
 }
 
 /// The children of a process, from any of its threads.
-fn children(pid: u32) -> Vec<u32> {
+pub(crate) fn children(pid: u32) -> Vec<u32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"))
         .into_iter()
         .flatten()

@@ -1,18 +1,19 @@
-//! `sbxrt-bench many`, `endure` and `timeouts`: many executions at once, many in a row, and some that mean to stay; all
-//! through one engine in one process, as in a service.
+//! `sbxrt-bench many`, `flood`, `endure` and `timeouts`: many executions that stay, many that come at once, many in a row,
+//! and some that mean to stay; all through one engine in one process, as in a service.
 
 use std::process::{Child as Process, Command as Program, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use sbxrt::{Child, Engine, Image, Limits, Termination};
+use sbxrt::{Child, Concurrency, Engine, Image, Limits, Termination};
 use sbxrt_tests::{descendants, eventually};
 use serde_json::json;
+use tokio::task::JoinSet;
 
-use crate::census::Census;
+use crate::census::{Census, children};
 use crate::{pooled, quantile};
 
-/// What the three have in common.
+/// What they have in common.
 struct Setting {
     engine: Engine,
     image: Image,
@@ -20,12 +21,26 @@ struct Setting {
     runs: usize,
 }
 
-/// Runs `measure` as `NAME ROOTFS RUNS` asks.
+/// Measures as `NAME ROOTFS RUNS [LAUNCHERS [AT-ONCE]]` asks.
 pub(crate) fn run(name: &str, arguments: &[String]) -> Result<(), String> {
-    let [rootfs, runs] = arguments else {
-        return Err(format!("usage: sbxrt-bench {name} ROOTFS RUNS"));
+    let (Some(rootfs), Some(numbers)) = (arguments.first(), arguments.get(1..)) else {
+        return Err(format!(
+            "usage: sbxrt-bench {name} ROOTFS RUNS [LAUNCHERS [AT-ONCE]]"
+        ));
     };
-    let runs = runs.parse().map_err(|error| format!("{runs}: {error}"))?;
+    let numbers = numbers.iter().map(|number| {
+        let parsed = number.parse::<usize>();
+        parsed.map_err(|error| format!("{number}: {error}"))
+    });
+    let numbers: Vec<usize> = numbers.collect::<Result<_, _>>()?;
+    let runs = numbers.first().copied().unwrap_or(1);
+    let mut builder = Engine::builder();
+    if let Some(&launchers) = numbers.get(1) {
+        builder = builder.launchers(launchers);
+    }
+    if let Some(&most) = numbers.get(2) {
+        builder = builder.concurrency(Concurrency::AtMost(most));
+    }
     // Each execution has some pipes and sockets here.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| error.to_string())?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(|error| error.to_string())?;
@@ -35,7 +50,7 @@ pub(crate) fn run(name: &str, arguments: &[String]) -> Result<(), String> {
         .build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     let result = runtime.block_on(async {
-        let engine = Engine::open(store.path())?;
+        let engine = builder.open(store.path())?;
         let image = engine.pull(&format!("dir:{rootfs}")).await?;
         let setting = Setting {
             engine,
@@ -44,6 +59,7 @@ pub(crate) fn run(name: &str, arguments: &[String]) -> Result<(), String> {
         };
         match name {
             "many" => setting.many().await,
+            "flood" => setting.flood().await,
             "endure" => setting.endure().await,
             "pool" => pooled::run(&setting.engine, &setting.image, setting.runs).await,
             _ => setting.timeouts().await,
@@ -63,8 +79,13 @@ impl Setting {
     /// Starts so many sandboxes that sleep, counts what they cost, and ends them all.
     async fn many(&self) -> sbxrt::Result<()> {
         let sandbox = self.engine.sandbox(&self.image).build()?;
-        // The launcher is there, and everything has been touched once.
-        sandbox.command("true").output().await?;
+        // All launchers are there, and everything has been touched once.
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let warm = sandbox.command("sleep").arg("0.2");
+        let warm = (0..2 * processors).map(|_| warm.spawn());
+        for mut child in warm.collect::<sbxrt::Result<Vec<_>>>()? {
+            child.wait().await?;
+        }
         let before = Census::take();
         let mut asleep: Vec<Child> = Vec::with_capacity(self.runs);
         let mut starts = Vec::with_capacity(self.runs);
@@ -85,9 +106,10 @@ impl Setting {
         let during = Census::take();
         let began = Instant::now();
         drop(asleep);
-        // The launcher stays.
+        // The launchers stay.
+        let own = std::process::id();
         let ended = eventually(Duration::from_secs(60), || {
-            descendants(std::process::id()).len() == 1
+            descendants(own).len() == children(own).len()
         });
         let ending = began.elapsed();
         let after = Census::take_settled(&before);
@@ -136,6 +158,40 @@ impl Setting {
         );
         println!("  before {}", before.to_json());
         println!("  after  {}", after.to_json());
+        Ok(())
+    }
+
+    /// Asks for so many short programs at once.
+    async fn flood(&self) -> sbxrt::Result<()> {
+        let sandbox = self.engine.sandbox(&self.image).build()?;
+        sandbox.command("true").output().await?;
+        let began = Instant::now();
+        let mut executions = JoinSet::new();
+        for _ in 0..self.runs {
+            let command = sandbox.command("true");
+            executions.spawn(async move { command.output().await });
+        }
+        let mut failures = Vec::new();
+        while let Some(output) = executions.join_next().await {
+            match output.map_err(std::io::Error::other)? {
+                Ok(output) if output.termination == (Termination::Exited { code: 0 }) => {}
+                Ok(output) => failures.push(format!("{:?}", output.termination)),
+                Err(error) => failures.push(describe(&error)),
+            }
+        }
+        let took = began.elapsed().as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "a table shows three digits")]
+        let rate = self.runs as f64 / took;
+        println!("\n{} programs asked for at once", self.runs);
+        println!("  all over after                  {took:>9.2} s ({rate:.0} each second)");
+        println!(
+            "  launchers                       {:>9}",
+            children(std::process::id()).len()
+        );
+        println!("  failures                        {:>9}", failures.len());
+        for failure in failures.iter().take(3) {
+            println!("    {failure}");
+        }
         Ok(())
     }
 
@@ -250,12 +306,13 @@ impl Drop for Load {
     }
 }
 
-/// Seconds of processor time of the launcher, in which the limits are held.
+/// Seconds of processor time of the launchers, in which the limits are held.
 fn processor_time() -> f64 {
-    let own = std::process::id();
-    let launcher = descendants(own).into_iter().min();
-    let stat = launcher.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok());
-    let fields: Vec<f64> = stat
+    let launchers = children(std::process::id()).into_iter();
+    let stats =
+        launchers.filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok());
+    let stats: Vec<String> = stats.collect();
+    let fields: Vec<f64> = stats
         .iter()
         .filter_map(|stat| stat.rsplit_once(") "))
         .flat_map(|(_, rest)| rest.split(' ').skip(11).take(2))

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use sbxrt_tests::{Fixtures, Host, Sbxrt, for_each_identity};
+use sbxrt_tests::{Fixtures, Host, Identity, Sbxrt, for_each_identity};
 use serde_json::Value;
 
 const RUNS: &str = "300";
@@ -112,6 +112,34 @@ fn sandboxes_asleep_at_once_are_all_gone_afterwards() {
             );
         }
     });
+}
+
+#[test]
+fn three_hundred_at_the_same_time_all_succeed() {
+    each(|sbxrt, bench, rootfs| {
+        // With two launchers, whatever the machine has.
+        let said = sbxrt.tool(&[bench, "flood", rootfs, "300", "2", "300"]);
+        eprintln!("{said}");
+        assert_no_failures(&said);
+    });
+}
+
+#[test]
+fn thousands_that_come_at_once_wait_for_their_turn() {
+    each(|sbxrt, bench, rootfs| {
+        // For the others it is no different, and on cgroups of version 1 each takes its time.
+        let is_the_one = sbxrt.identity().name() == "sbxrt-test" || !Identity::current().is_root();
+        let runs = if is_the_one { "5000" } else { "500" };
+        let said = sbxrt.tool(&[bench, "flood", rootfs, runs]);
+        eprintln!("{said}");
+        assert_no_failures(&said);
+    });
+}
+
+fn assert_no_failures(said: &str) {
+    let line = said.lines().find(|line| line.contains("failures"));
+    let count = line.and_then(|line| line.split_ascii_whitespace().last());
+    assert_eq!(count, Some("0"), "{said}");
 }
 
 fn number(count: &Value, name: &str) -> u64 {

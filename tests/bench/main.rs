@@ -4,7 +4,7 @@
 //! sbxrt-bench [--runs N] [--gap MILLISECONDS] [--baseline NAME] < PLAN
 //! sbxrt-bench pull [--runs N] [--gap MILLISECONDS] < PLAN
 //! sbxrt-bench inflate|hash FILE...
-//! sbxrt-bench many|endure|timeouts|pool ROOTFS RUNS
+//! sbxrt-bench many|flood|endure|timeouts|pool ROOTFS RUNS [LAUNCHERS [AT-ONCE]]
 //! ```
 //!
 //! A line of the plan is one command: `{"group": "/bin/true", "name": "crun", "command": ["crun", "run", …],
@@ -13,7 +13,7 @@
 //! within a round. A first pass goes back to back (hot), a second one rests before each command (idle), which shows
 //! what waits for the kernel's grace periods; `--gap 0` leaves it out. Time is from before the fork to after the wait.
 //! `pull` measures memory too and rests before every run: see [`pull`]. `inflate` and `hash` do that and nothing else to
-//! files, with the code that sbxrt uses: they show what no pull can be faster than. The last four use the crate: see
+//! files, with the code that sbxrt uses: they show what no pull can be faster than. The last five use the crate: see
 //! [`crowd`] and [`pooled`].
 
 #![expect(
@@ -77,8 +77,8 @@ fn run() -> Result<(), String> {
     if arguments.next_if_eq("hash").is_some() {
         return arguments.try_for_each(|file| pull::hash(&file));
     }
-    if let Some(name) =
-        arguments.next_if(|name| ["many", "endure", "timeouts", "pool"].contains(&name.as_str()))
+    if let Some(name) = arguments
+        .next_if(|name| ["many", "flood", "endure", "timeouts", "pool"].contains(&name.as_str()))
     {
         return crowd::run(&name, &arguments.collect::<Vec<_>>());
     }
