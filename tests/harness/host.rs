@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 use crate::sbxrt::walk;
 use crate::{PATIENCE, Sbxrt, eventually};
 
+/// After how long it is told what keeps the host from being as it was.
+const NOTABLE: Duration = Duration::from_secs(1);
+
 /// The processes of this test: those that it has started, and those that were seen below them. A cgroup has the name of
 /// the process that it was made for, which may have ended long ago.
 static OWN: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
@@ -61,8 +64,21 @@ impl Host {
     pub fn assert_nothing_is_left(&self) -> Duration {
         let start = Instant::now();
         let mut left = Vec::new();
+        let mut is_told = false;
         let clean = eventually(PATIENCE, || {
+            let looking = Instant::now();
             left = Traces::find(&self.places).beyond(&self.before);
+            if !left.is_empty() && !is_told && start.elapsed() > NOTABLE {
+                is_told = true;
+                let (after, took) = (start.elapsed(), looking.elapsed());
+                eprintln!(
+                    "left after {after:?}, of which {took:?} to look: {}",
+                    left.iter()
+                        .map(|it| describe(it))
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                );
+            }
             left.is_empty()
         });
         assert!(
@@ -72,6 +88,20 @@ impl Host {
         );
         start.elapsed()
     }
+}
+
+/// A trace, and where it is a process what that does and what the kernel has it wait for.
+fn describe(trace: &str) -> String {
+    let mut words = trace.split(' ');
+    let (Some("process"), Some(pid)) = (words.next(), words.next()) else {
+        return trace.to_owned();
+    };
+    let read = |file| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let status = read("status");
+    let line = |key| status.lines().find_map(|line| line.strip_prefix(key));
+    let name = line("Name:").unwrap_or_default().trim();
+    let state = line("State:").unwrap_or_default().trim();
+    format!("{trace} ({name}, {state}, {})", read("wchan"))
 }
 
 #[derive(Debug)]
