@@ -12,6 +12,7 @@
 
 mod account;
 mod collection;
+mod nursery;
 mod poller;
 mod run;
 
@@ -24,8 +25,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use self::collection::Collection;
+use self::nursery::Nursery;
 use self::poller::{Number, Place, Polled, Poller, Ready, Source};
-use self::run::{Looks, Run};
+use self::run::{Looks, Means, Run};
 use crate::cgroup::{self, Leaves, Shape};
 use crate::channel::{self, Event};
 use crate::error::Failure;
@@ -45,6 +47,9 @@ const SLACK_OF_A_RUN: Duration = Duration::from_micros(4);
 /// How long looks at executions may take before it is heard again what happens. Where others keep the processors busy, many
 /// looks are due at once.
 const LOOKS_AT_A_TIME: Duration = Duration::from_millis(1);
+
+/// From so many executions on, builders are forked by another process: see [`nursery`](self::nursery).
+const MANY: usize = 16;
 
 /// What a launcher is told when it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +88,7 @@ pub(crate) fn run() -> ! {
         due: BTreeSet::new(),
         watched: 0,
         has_backlog: false,
+        nursery: None,
         touched: BTreeSet::new(),
     };
     launcher.serve();
@@ -163,8 +169,7 @@ struct Launcher {
     leaves: Option<Leaves>,
     /// Why nothing can be run. Each request is answered with it: the caller does not wait for this process to be ready.
     broken: Option<Failure>,
-    /// In boxes: what a launcher has in memory, each sandbox keeps a copy of as it was at its birth.
-    runs: BTreeMap<Number, Box<Entry>>,
+    runs: BTreeMap<Number, Entry>,
     /// How many executions there have been.
     taken: Number,
     /// When each execution wants to be looked at.
@@ -173,6 +178,8 @@ struct Launcher {
     watched: u32,
     /// Whether looks are due that there was no time for.
     has_backlog: bool,
+    /// Who forks builders where there are many executions.
+    nursery: Option<Nursery>,
     /// The executions that something has happened to since they were last asked whether they are over.
     touched: BTreeSet<Number>,
 }
@@ -276,6 +283,9 @@ impl Launcher {
                 self.runs.remove(&number);
             }
         }
+        if self.runs.is_empty() {
+            self.nursery = None;
+        }
     }
 
     /// Takes a request, or notices that the caller is gone.
@@ -293,6 +303,8 @@ impl Launcher {
             } => (destinations, no_scope, is_prepared),
             Submission::Subtree(shape) => {
                 self.leaves = Some(Leaves::new(shape, descriptors));
+                // It was not moved.
+                self.nursery = None;
                 return;
             }
         };
@@ -312,7 +324,7 @@ impl Launcher {
                     is_watched: false,
                 };
                 self.touched.insert(self.taken);
-                self.runs.insert(self.taken, Box::new(entry));
+                self.runs.insert(self.taken, entry);
                 self.taken += 1;
             }
             // Where the caller does not listen any more, nobody wants to know.
@@ -321,7 +333,7 @@ impl Launcher {
     }
 
     fn start(
-        &self,
+        &mut self,
         request: OwnedFd,
         streams: [Option<OwnedFd>; 3],
         no_scope: Option<String>,
@@ -344,20 +356,22 @@ impl Launcher {
                 ),
             ));
         }
-        let leaves = self.leaves.as_ref();
+        if !self.nursery.as_ref().is_some_and(Nursery::is_there) {
+            // Without one, this process forks itself.
+            self.nursery = (self.runs.len() >= MANY)
+                .then(Nursery::start)
+                .and_then(Result::ok);
+        }
+        let means = Means {
+            nursery: self.nursery.as_ref(),
+            leaves: self.leaves.as_ref(),
+            caller_is_root: self.caller_is_root,
+        };
         let place = Place {
             poller: self.poller.clone(),
             number: self.taken,
         };
-        Run::start(
-            place,
-            request,
-            streams,
-            leaves,
-            no_scope,
-            is_prepared,
-            self.caller_is_root,
-        )
+        Run::start(place, means, request, streams, no_scope, is_prepared)
     }
 
     /// Ends what the dead builder of an execution has left: its children have become this process's.
@@ -372,7 +386,10 @@ impl Launcher {
             self.touched.insert(*number);
         }
         let runs = self.runs.values();
-        let owned: HashSet<libc::pid_t> = runs.flat_map(|it| it.run.children()).collect();
+        let owned: HashSet<libc::pid_t> = runs
+            .flat_map(|it| it.run.children())
+            .chain(self.nursery.as_ref().map(|nursery| nursery.pid))
+            .collect();
         let children = children
             .split_ascii_whitespace()
             .filter_map(|pid| pid.parse().ok());

@@ -39,7 +39,7 @@ pub(crate) enum Forked {
     Child,
 }
 
-/// Forks, with new namespaces named by `flags` (`CLONE_NEW*`) and, where given, born in the cgroup behind `cgroup`
+/// Forks, with new namespaces named by `flags` (`CLONE_NEW*`), as a sibling with `CLONE_PARENT` among them, and, where given, born in the cgroup behind `cgroup`
 /// (a directory descriptor of a cgroup v2 file system, Linux 5.7).
 ///
 /// Unlike a write to `cgroup.procs`, being born there does not wait for an RCU grace period.
@@ -48,7 +48,10 @@ pub(crate) enum Forked {
 pub(crate) fn fork_into(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
     // SAFETY: an all-zero `clone_args` is the documented default of every field.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.exit_signal = libc::SIGCHLD as u64;
+    if flags & libc::CLONE_PARENT == 0 {
+        // Else it is that of the caller itself.
+        args.exit_signal = libc::SIGCHLD as u64;
+    }
     args.flags = u64::from(flags.cast_unsigned());
     if let Some(cgroup) = cgroup {
         // libc's constant of this name is an `int`, which the value does not fit.

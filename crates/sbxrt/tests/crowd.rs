@@ -25,6 +25,9 @@ const TESTS: &[Test] = &[
     ("the_death_of_a_launcher_ends_what_it_runs_alone", || {
         Box::pin(the_death_of_a_launcher_ends_what_it_runs_alone())
     }),
+    ("a_sandbox_takes_no_more_for_the_others_there_are", || {
+        Box::pin(a_sandbox_takes_no_more_for_the_others_there_are())
+    }),
     ("who_does_not_fit_waits", || {
         Box::pin(who_does_not_fit_waits())
     }),
@@ -84,12 +87,8 @@ async fn asleep(sandbox: &Sandbox) -> Child {
 /// The launchers: this process's children, in the order of their birth.
 fn launchers() -> Vec<Pid> {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
-    let mut pids: Vec<i32> = tasks
-        .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok())
-        .flat_map(|children| {
-            let pids = children.split_ascii_whitespace();
-            pids.map(|pid| pid.parse().unwrap()).collect::<Vec<i32>>()
-        })
+    let mut pids: Vec<Pid> = tasks
+        .flat_map(|task| children(task.path().to_str().unwrap()))
         .filter(|pid| {
             // One that has been killed may not have been waited for yet.
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -97,7 +96,7 @@ fn launchers() -> Vec<Pid> {
         })
         .collect();
     pids.sort_unstable();
-    pids.into_iter().map(Pid::from_raw).collect()
+    pids
 }
 
 async fn a_launcher_is_started_where_all_others_are_busy() {
@@ -146,6 +145,70 @@ async fn the_death_of_a_launcher_ends_what_it_runs_alone() {
     second.signal(15).unwrap();
     let report = second.wait().await.unwrap();
     assert_eq!(report.termination, Termination::Signaled { signal: 15 });
+}
+
+async fn a_sandbox_takes_no_more_for_the_others_there_are() {
+    const SOME: usize = 10;
+    let (sandbox, _directory) = sandbox(Engine::builder().launchers(1)).await;
+    let mut sleeping = Vec::new();
+    for _ in 0..150 {
+        sleeping.push(asleep(&sandbox).await);
+    }
+    // In the order of their birth.
+    let launcher = launchers()[0];
+    let mut memory: Vec<u64> = children(&format!("/proc/{launcher}/task/{launcher}"))
+        .into_iter()
+        .filter(|&pid| name(pid) == "sbxrt-init")
+        .filter_map(private_memory)
+        .collect();
+    assert_eq!(memory.len(), sleeping.len());
+    let middle = |memory: &mut [u64]| {
+        memory.sort_unstable();
+        memory[memory.len() / 2]
+    };
+    let end = memory.len() - SOME;
+    let (first, last) = (middle(&mut memory[..SOME]), middle(&mut memory[end..]));
+    // Each of them is known to the launcher by 4 KiB.
+    assert!(last < first + 256, "{first} KiB, then {last} KiB");
+
+    // Whoever forks for the launcher can be done without.
+    let nursery = children(&format!("/proc/{launcher}/task/{launcher}"));
+    let nursery = nursery
+        .into_iter()
+        .find(|&pid| name(pid) == "sbxrt-nursery");
+    kill(nursery.unwrap(), Signal::SIGKILL).unwrap();
+    for _ in 0..3 {
+        let output = sandbox.command("true").output().await.unwrap();
+        assert_eq!(output.termination, Termination::Exited { code: 0 });
+    }
+    drop(sleeping);
+    // It goes when there is nothing more to do.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !children(&format!("/proc/{launcher}/task/{launcher}")).is_empty() {
+        assert!(Instant::now() < deadline, "the launcher has children");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn children(task: &str) -> Vec<Pid> {
+    let children = std::fs::read_to_string(format!("{task}/children")).unwrap_or_default();
+    let pids = children.split_ascii_whitespace();
+    pids.map(|pid| Pid::from_raw(pid.parse().unwrap()))
+        .collect()
+}
+
+fn name(pid: Pid) -> String {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.trim().to_owned()
+}
+
+/// What nobody else has of a process's memory, in KiB.
+fn private_memory(pid: Pid) -> Option<u64> {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = rollup
+        .lines()
+        .find_map(|line| line.strip_prefix("Private_Dirty:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
 async fn who_does_not_fit_waits() {

@@ -11,8 +11,8 @@ use nix::sys::time::TimeSpec;
 use super::account::{Exit, Facts, Verdict};
 use super::collection::Collection;
 use super::null;
+use super::nursery::{Ends, Nursery, Terms, build};
 use super::poller::{Place, Polled, Source};
-use crate::builder::Build;
 use crate::cgroup::{self, Entrance, Leaf, Leaves};
 use crate::channel::{self, BuildEvent, Event, InitEvent, Order};
 use crate::disk::Disk;
@@ -90,6 +90,15 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionReset)
 }
 
+/// What the launcher starts an execution with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Means<'a> {
+    /// Who forks the builder, where it is not the launcher itself.
+    pub(super) nursery: Option<&'a Nursery>,
+    pub(super) leaves: Option<&'a Leaves>,
+    pub(super) caller_is_root: bool,
+}
+
 /// Whether the watchdog may look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Looks {
@@ -150,15 +159,19 @@ impl Run {
     /// Takes a request: decides how its limits are held and forks a builder for it.
     pub(super) fn start(
         place: Place,
+        means: Means<'_>,
         request: OwnedFd,
         streams: [Option<OwnedFd>; 3],
-        leaves: Option<&Leaves>,
         no_scope: Option<String>,
         is_prepared: bool,
-        caller_is_root: bool,
     ) -> Result<Self, Failure> {
         const STEP: &str = "take the request";
         let began = Instant::now();
+        let Means {
+            nursery,
+            leaves,
+            caller_is_root,
+        } = means;
         let failed = |what: &'static str| move |error: io::Error| Failure::new(STEP, what, error);
         let request: Request = channel::disclose(request).map_err(failed("read it"))?;
         let limits = &request.limits;
@@ -234,32 +247,27 @@ impl Run {
             stdout.map_err(failed("/dev/null"))?,
             stderr.map_err(failed("/dev/null"))?,
         ];
-        let pid = match sys::fork_into(0, None).map_err(failed("clone3"))? {
-            sys::Forked::Parent(pid) => pid,
-            sys::Forked::Child => {
-                let mut kept = vec![build_sender.as_fd(), init_sender.as_fd()];
-                kept.extend(streams.iter().map(AsFd::as_fd));
-                if sys::keep_only(&kept).is_err() {
-                    sys::exit_now(1);
-                }
-                let _ = nix::sys::prctl::set_name(c"sbxrt-builder");
-                let memory = held(LimitName::Memory);
-                let pids = held(LimitName::Pids);
-                let cpus = held(LimitName::Cpus);
-                let cpuset = held(LimitName::Cpuset);
-                let build = Build {
-                    request: &request,
-                    is_prepared,
-                    memory,
-                    pids,
-                    cpus,
-                    cpuset,
-                    streams,
-                    init: init_sender,
-                };
-                sys::exit_now(build.run(build_sender.as_fd()));
-            }
+        let terms = Terms {
+            is_prepared,
+            memory: held(LimitName::Memory),
+            pids: held(LimitName::Pids),
+            cpus: held(LimitName::Cpus),
+            cpuset: held(LimitName::Cpuset),
         };
+        let ends = Ends {
+            events: build_sender,
+            init: init_sender,
+            streams,
+        };
+        let pid = match nursery {
+            Some(nursery) => nursery.fork(&request, terms, &ends),
+            None => match sys::fork_into(0, None) {
+                Ok(sys::Forked::Parent(pid)) => Ok(pid),
+                Ok(sys::Forked::Child) => build(&request, terms, ends),
+                Err(error) => Err(error),
+            },
+        };
+        let pid = pid.map_err(failed("clone3"))?;
         // Only now: a copy of this process must not give up what is waited for here.
         let build_events = place.listen(Source::BuildEvents, build_events);
         let init_events = place.listen(Source::InitEvents, init_events);
