@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use sbxrt::{Engine, OutputLimits, Outputs, Source};
+use sbxrt::{Concurrency, Engine, OutputLimits, Outputs, Source};
 
 use self::drive::{Drive, Ended};
 use self::input::Input;
@@ -183,7 +183,10 @@ fn execute(arguments: BatchArguments, printer: Printer) -> Result<u8> {
     let (results, done) = Results::open(&arguments.results, arguments.resume)?;
 
     raise_open_files();
-    let engine = Engine::with_store(location::open(&arguments.image.store)?);
+    // How many there are at once is settled here, by --jobs.
+    let engine = Engine::builder()
+        .concurrency(Concurrency::Unbounded)
+        .with_store(location::open(&arguments.image.store)?);
     engine.warm_up()?;
     let image = find_image(&engine, &source, &arguments.image, printer)?;
     let outputs = OutputLimits {
