@@ -564,6 +564,26 @@ fn one_file_is_not_two_things() {
     });
 }
 
+#[test]
+fn a_reader_that_does_not_read_holds_no_end_up() {
+    let Some(fixtures) = Fixtures::find() else {
+        return;
+    };
+    for_each_identity(|sbxrt| {
+        let items = (0..100).map(|number| shell(&number.to_string(), "head -c 200000 /dev/zero"));
+        fs::write(sbxrt.home().join("items"), lines(items)).unwrap();
+        let words = ["batch", "-i", "items", "-j", "2", "--grace", "1s"];
+        let image = fixtures.busybox_rootfs();
+        let mut child = sbxrt.command(words.iter().chain(&[image.as_str()])).spawn();
+        let stdout = child.stdout.take().unwrap();
+        let full = || rustix::io::ioctl_fionread(&stdout).unwrap() >= 60_000;
+        assert!(eventually(PATIENCE, full));
+        signal(&child, Signal::TERM);
+        assert!(eventually(PATIENCE, || child.try_wait().unwrap().is_some()));
+        assert_eq!(child.wait().unwrap().code(), Some(75));
+    });
+}
+
 /// What is kept of an item that is done is nothing, or its key.
 #[test]
 fn memory_does_not_grow_with_the_number_of_items() {

@@ -38,6 +38,8 @@ use crate::{destination, location, status};
 
 /// How much of each stream a result holds, unless said otherwise: there may be very many.
 pub(crate) const OUTPUT_LIMIT: u64 = 1 << 20;
+/// How long a reader of results may take who does not read, once all is to end.
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Not all items have a result.
 const INCOMPLETE: u8 = 1;
 /// `EX_TEMPFAIL` of sysexits.h: ended before all was done, and to be run again.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::batch::LAST_WORDS;
 use crate::batch::input::Line;
 use crate::batch::results::Writer;
 use crate::batch::screen::Screen;
@@ -21,8 +22,6 @@ use crate::status;
 const PATIENCE: usize = 100;
 /// A scheduler may send one signal twice, to us and through whoever started us.
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
-/// How long a reader of results may take who does not read, once all is to end.
-const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How a batch ended that did not fail.
 #[derive(Debug)]
@@ -152,13 +151,30 @@ impl Drive {
         }
         // Ends the writer, once it has written what it has.
         drop(results);
-        if writes {
-            let patience = (*phase.borrow() == Phase::Cancelled)
-                .then(|| tokio::time::Instant::now() + LAST_WORDS);
+        let last_words = tokio::time::Instant::now() + LAST_WORDS;
+        while writes {
+            let patience = match *phase.borrow() {
+                Phase::Cancelled => Some(last_words),
+                _ => signalled
+                    .zip(self.grace)
+                    .map(|((since, _), grace)| (since + grace).max(last_words)),
+            };
             tokio::select! {
-                end = &mut written => failure = failure.or(end.unwrap_or(Ok(())).err()),
-                signal = signals.next() => ended = Some(Ended::Signal(signal)),
-                () = until(patience) => {}
+                end = &mut written => {
+                    writes = false;
+                    failure = failure.or(end.unwrap_or(Ok(())).err());
+                }
+                signal = signals.next() => {
+                    let (since, _) = *signalled.get_or_insert((tokio::time::Instant::now(), signal));
+                    if since.elapsed() >= SAME_SIGNAL {
+                        phase.send_replace(Phase::Cancelled);
+                    }
+                }
+                // What nobody reads is no result, and is run again.
+                () = until(patience) => {
+                    ended = signalled.map(|(_, signal)| Ended::Signal(signal)).or(ended);
+                    break;
+                }
             }
         }
         match failure {

@@ -14,12 +14,12 @@ use serde_json::Value;
 use tokio::sync::{OnceCell, mpsc, watch};
 
 use crate::args::{ImageArguments, LimitArguments};
-use crate::batch::OUTPUT_LIMIT;
 use crate::batch::input::Line;
 use crate::batch::item::{Flaw, Item};
 use crate::batch::key::{Common, Key};
 use crate::batch::results::Done;
 use crate::batch::summary::{Tally, kind};
+use crate::batch::{LAST_WORDS, OUTPUT_LIMIT};
 use crate::diagnostics::Diagnostic;
 use crate::error::{Error, Result};
 use crate::limit::JSON_TIMEOUT;
@@ -148,7 +148,7 @@ impl Batch {
     pub(crate) async fn attend(
         &self,
         line: Line,
-        phase: watch::Receiver<Phase>,
+        mut phase: watch::Receiver<Phase>,
         lines: mpsc::Sender<Vec<u8>>,
     ) -> Outcome {
         let index = line.number;
@@ -187,7 +187,7 @@ impl Batch {
             }),
         };
         let ran = match value {
-            Ok(value) => self.run(value, index, &mut record.key, phase).await,
+            Ok(value) => self.run(value, index, &mut record.key, phase.clone()).await,
             Err(trouble) => Err(trouble),
         };
         let (line, outcome) = match ran {
@@ -206,10 +206,19 @@ impl Batch {
                 (record.to_line(), Outcome::Failed)
             }
         };
-        match lines.send(line).await {
-            Ok(()) => outcome,
-            // The writer has failed and says why.
-            Err(_) => Outcome::Dropped,
+        let lost_patience = async {
+            // Whoever could say so is gone: that is the same.
+            drop(phase.wait_for(|phase| *phase == Phase::Cancelled).await);
+            tokio::time::sleep(LAST_WORDS).await;
+        };
+        tokio::select! {
+            sent = lines.send(line) => match sent {
+                Ok(()) => outcome,
+                // The writer has failed and says why.
+                Err(_) => Outcome::Dropped,
+            },
+            // Nobody reads the results.
+            () = lost_patience => Outcome::Dropped,
         }
     }
 
