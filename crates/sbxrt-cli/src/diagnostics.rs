@@ -364,8 +364,8 @@ fn runtime_hint(error: &RuntimeError) -> Option<String> {
         && failure.subject == "join a new session keyring"
     {
         return Some(
-            "each run of yours takes one of the keys that the kernel allows a user; as root, type \
-             `sysctl kernel.keys.maxkeys=4000`"
+            "each sbxrt of yours, and each run without the default filter, takes one of the keys that the kernel \
+             allows a user; as root, type `sysctl kernel.keys.maxkeys=4000`"
                 .to_owned(),
         );
     }

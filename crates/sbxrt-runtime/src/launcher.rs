@@ -112,6 +112,8 @@ fn prepare() -> Result<(), Failure> {
         .map_err(|error| Failure::new(STEP, "getrlimit(RLIMIT_NOFILE)", error))?;
     sys::set_limit(libc::RLIMIT_NOFILE, most, most)
         .map_err(|error| Failure::new(STEP, "setrlimit(RLIMIT_NOFILE)", error))?;
+    sys::new_session_keyring()
+        .map_err(|error| Failure::new(STEP, "join a new session keyring", error))?;
     // What programs start with, as in Docker.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_retain(0o022));
     let flags = nix::mount::MsFlags::MS_NOSUID
