@@ -433,6 +433,19 @@ pub(crate) fn close_range(first: RawFd, close_on_exec: bool) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, flags) }).map(drop)
 }
 
+/// The processor time that this thread has used, to the nanosecond.
+pub(crate) fn thread_time() -> io::Result<std::time::Duration> {
+    // SAFETY: an all-zero `timespec` is a valid value.
+    let mut time: libc::timespec = unsafe { std::mem::zeroed() };
+    // SAFETY: `time` is live and writable.
+    check(c_long::from(unsafe {
+        libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time)
+    }))?;
+    let seconds = u64::try_from(time.tv_sec).map_err(io::Error::other)?;
+    let nanoseconds = u32::try_from(time.tv_nsec).map_err(io::Error::other)?;
+    Ok(std::time::Duration::new(seconds, nanoseconds))
+}
+
 /// Makes an epoll instance.
 pub(crate) fn epoll_create() -> io::Result<OwnedFd> {
     // SAFETY: no pointers are involved.

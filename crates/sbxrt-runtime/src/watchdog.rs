@@ -40,13 +40,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::statfs::fstatfs;
-use nix::sys::time::TimeValLike;
 
 use self::census::{Borrowers, Census, Holding};
 use self::clock::CpuClock;
 use crate::request::LimitName;
+use crate::sys;
 
 /// How long nobody looks at most: peaks are only as true as looks are frequent.
 const CALM: Duration = Duration::from_millis(50);
@@ -473,7 +472,7 @@ impl Watchdog {
     fn signal(&self, pids: &[i32], signal: i32) {
         for process in pids.iter().filter_map(|&pid| self.census.directory(pid)) {
             // It may have ended since.
-            drop(crate::sys::pidfd_send_signal(process.as_fd(), signal));
+            drop(sys::pidfd_send_signal(process.as_fd(), signal));
         }
     }
 }
@@ -485,14 +484,10 @@ fn cost_of_exactness(holdings: &[Holding]) -> Duration {
     Duration::from_micros(60 * processes + resident / (320 << 10))
 }
 
-/// The processor time that this thread has used. What a look costs is not how long others made it wait.
+/// The processor time that this thread has used. What a look costs is not how long others made it wait. (`getrusage` would
+/// tell it as of the last tick, milliseconds ago.)
 fn processor_time() -> Duration {
-    let Ok(usage) = getrusage(UsageWho::RUSAGE_THREAD) else {
-        return Duration::ZERO;
-    };
-    let [user, system] = [usage.user_time(), usage.system_time()]
-        .map(|time| Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap_or(0)));
-    user + system
+    sys::thread_time().unwrap_or_default()
 }
 
 #[cfg(test)]
