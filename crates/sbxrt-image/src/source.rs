@@ -160,11 +160,12 @@ impl fmt::Display for Source {
         match self {
             Self::Registry(reference) => {
                 let name = reference.whole();
-                // A registry may be called `oci:5000`, which bare would read as a directory.
+                // A registry may be called `oci:5000`, which bare would read as a directory, and a tag `a.tar`, which bare
+                // would be taken for a file.
                 let looks_like_path = ["oci:", "oci-archive:", "docker-archive:", "dir:"]
                     .iter()
                     .any(|scheme| name.starts_with(scheme));
-                if looks_like_path {
+                if looks_like_path || file_kind(&name).is_some() {
                     formatter.write_str("docker://")?;
                 }
                 formatter.write_str(&name)
@@ -247,6 +248,10 @@ mod tests {
             ("localhost/a", Some("localhost/a:latest")),
             ("host:5000/a", Some("host:5000/a:latest")),
             ("docker://oci:5000/a", Some("docker://oci:5000/a:latest")),
+            (
+                "docker://a:i.tar",
+                Some("docker://docker.io/library/a:i.tar"),
+            ),
             (&pinned, Some(&pinned)),
             ("oci:dir/x", Some("oci:dir/x")),
             ("oci:/dir/x:latest", Some("oci:/dir/x:latest")),
