@@ -457,7 +457,11 @@ impl Command {
                 files: request.files.clone(),
                 outputs: request.outputs.clone(),
             };
-            return Ok((prepared.start(&assignment, streams)?, place, request));
+            match prepared.start(&assignment, streams) {
+                // A container of its own, with another launcher.
+                Err(sbxrt_runtime::Error::LauncherGone) => place.mark_dead(),
+                run => return Ok((run?, place, request)),
+            }
         }
         let request = self.request(None)?;
         let launchers = &self.sandbox.works.launchers;
@@ -566,7 +570,6 @@ pub struct Child {
     pub terminal: Option<OwnedFd>,
     id: String,
     limits: Limits,
-    #[expect(dead_code, reason = "it is there to be dropped")]
     place: Place,
     turn: Option<Turn>,
 }
@@ -584,6 +587,10 @@ impl Child {
                     if error.kind() == std::io::ErrorKind::WouldBlock =>
                 {
                     guard.clear_ready();
+                }
+                Err(error @ sbxrt_runtime::Error::LauncherGone) => {
+                    self.place.mark_dead();
+                    return Err(error.into());
                 }
                 other => return Ok(other?),
             }

@@ -4,6 +4,7 @@
 //! A launcher has one thread, which starts executions, hears them and holds their limits; with several, that is shared
 //! among processors. One that is killed takes with it what it runs, and nothing else; another one takes its place.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sbxrt_runtime::Launcher;
@@ -24,11 +25,17 @@ struct Member {
     place: Place,
 }
 
-/// Says for as long as it lives that an execution is under way.
+/// Says for as long as it lives that an execution is under way; and whether its launcher is dead.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Place(Arc<()>);
+pub(crate) struct Place(Arc<AtomicBool>);
 
 impl Place {
+    /// The launcher was found dead. Its end closes the socket of an execution before the one that takes requests, which for
+    /// a moment would take some more and lose them.
+    pub(crate) fn mark_dead(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
     fn under_way(&self) -> usize {
         Arc::strong_count(&self.0) - 1
     }
@@ -63,7 +70,7 @@ impl Launchers {
         for _ in 0..self.most {
             let Member { launcher, place } = self.choose()?;
             match action(&launcher) {
-                Err(sbxrt_runtime::Error::LauncherGone) => self.bury(launcher),
+                Err(sbxrt_runtime::Error::LauncherGone) => place.mark_dead(),
                 other => return Ok((other?, place)),
             }
         }
@@ -75,6 +82,8 @@ impl Launchers {
     fn choose(&self) -> Result<Member> {
         // Two first executions at once must not start two launchers.
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_dead = |it: &mut Member| it.place.0.load(Ordering::Relaxed);
+        members.extract_if(.., is_dead).for_each(Member::bury);
         let free = members
             .iter()
             .min_by_key(|it| it.place.under_way())
@@ -101,15 +110,14 @@ impl Launchers {
             (Err(error), None) => Err(error.into()),
         }
     }
+}
 
-    /// Forgets a launcher that is dead.
-    fn bury(&self, launcher: Arc<Launcher>) {
-        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
-        members.retain(|it| !Arc::ptr_eq(&it.launcher, &launcher));
-        drop(members);
-        // It may take a while to be gone, which is nobody's concern here. Without a thread, this one waits.
+impl Member {
+    /// Waits for the end of a launcher that is dead. It may take a while to be gone, which is nobody's concern here; without
+    /// a thread, this one waits.
+    fn bury(self) {
         let waiting = std::thread::Builder::new().name("sbxrt-reaper".to_owned());
-        drop(waiting.spawn(move || drop(launcher)));
+        drop(waiting.spawn(move || drop(self)));
     }
 }
 

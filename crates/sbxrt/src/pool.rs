@@ -76,13 +76,20 @@ impl Ready {
         if self.since.elapsed() > AGE_LIMIT {
             return false;
         }
-        match self.prepared.run().next() {
-            Ok(Progress::Ready) => true,
-            Err(sbxrt_runtime::Error::Channel(error)) => {
-                error.kind() == std::io::ErrorKind::WouldBlock
+        loop {
+            match self.prepared.run().next() {
+                // It may have been ended since.
+                Ok(Progress::Ready) => {}
+                Err(sbxrt_runtime::Error::Channel(error)) => {
+                    return error.kind() == std::io::ErrorKind::WouldBlock;
+                }
+                Err(sbxrt_runtime::Error::LauncherGone) => {
+                    self.place.mark_dead();
+                    return false;
+                }
+                // Whatever it is, whoever starts one of its own is told of it.
+                Ok(Progress::Started(_) | Progress::Finished(_)) | Err(_) => return false,
             }
-            // Whatever it is, whoever starts one of its own is told of it.
-            Ok(Progress::Started(_) | Progress::Finished(_)) | Err(_) => false,
         }
     }
 }
