@@ -93,6 +93,7 @@ fn nothing_can_be_mounted_over_proc_sys_and_dev() {
         let busybox = image.strip_prefix("dir:").unwrap();
         fs::copy(format!("{busybox}/bin/busybox"), root.join("bin/busybox")).unwrap();
         symlink("/proc", root.join("innocent")).unwrap();
+        symlink("dev", root.join("data")).unwrap();
         let image = format!("dir:{}", root.display());
         let volume = format!("{source}:/innocent/self");
         let output = sbxrt
@@ -109,7 +110,31 @@ fn nothing_can_be_mounted_over_proc_sys_and_dev() {
             output.code() == 125 || output.text() == "busybox\n",
             "{output}"
         );
+        // What is made in /dev must not be made in the volume, nor where links in it lead.
+        let volume = sbxrt.scratch("devices");
+        let outside = sbxrt.scratch("outside");
+        symlink(outside.join("made"), volume.join("null")).unwrap();
+        symlink("/proc/sys/user", volume.join("mqueue")).unwrap();
+        let mount = format!("{}:/data", volume.display());
+        let script = "/bin/busybox stat -f -c %T /dev; /bin/busybox ls /dev/mqueue | /bin/busybox wc -l; \
+                      /bin/busybox ls /proc/sys/user/max_user_namespaces";
+        let expected = "tmpfs\n0\n/proc/sys/user/max_user_namespaces\n";
+        let words = ["-v", &mount, &image, "/bin/busybox", "sh", "-c", script];
+        let output = sbxrt.run(words).output();
+        assert_eq!(output.success(), expected, "{output}");
+        let mut left: Vec<String> = names(&volume);
+        left.sort();
+        assert_eq!(left, ["mqueue", "null"], "{output}");
+        assert!(names(&outside).is_empty(), "{output}");
     });
+}
+
+fn names(directory: &std::path::Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name();
+    entries
+        .map(|entry| name(entry).into_string().unwrap())
+        .collect()
 }
 
 #[test]

@@ -146,7 +146,6 @@ pub(crate) fn assemble(request: &Request, keeps: bool) -> Result<Assembled, Fail
     )
     .map_err(|error| Failure::new(STEP, assembled.root.display().to_string(), error))?;
 
-    mount_devices(root.as_fd(), request.limits.shm_bytes)?;
     mount_network_files(&base, root.as_fd(), request)?;
     if request.read_only {
         // As a tmpfs mount it would not count towards the scratch limit.
@@ -182,6 +181,8 @@ pub(crate) fn assemble(request: &Request, keeps: bool) -> Result<Assembled, Fail
         let failed = |error| Failure::new(STEP, "keep the outputs", error);
         assembled.kept = Some(sys::clone_tree(root.as_fd(), c"", true).map_err(failed)?);
     }
+    // Last of all: links of the image may have led a volume there, and libcontainer makes files where /dev is.
+    mount_devices(root.as_fd(), request.limits.shm_bytes)?;
     Ok(assembled)
 }
 
