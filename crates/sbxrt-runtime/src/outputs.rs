@@ -26,7 +26,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::OFlag;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, Statx, StatxAttributes, StatxFlags};
+use rustix::fs::{
+    Access, AtFlags, FileType, Mode, OFlags, SeekFrom, Statx, StatxAttributes, StatxFlags,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -197,6 +199,8 @@ impl Outputs {
             }
             places.push(place);
             // Told before the program runs rather than after it. The copy itself is made with O_EXCL.
+            let access = Access::WRITE_OK | Access::EXEC_OK;
+            rustix::fs::accessat(&directory, ".", access, AtFlags::empty()).map_err(failed)?;
             if !self.overwrite
                 && rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
             {
