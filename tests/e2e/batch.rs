@@ -175,7 +175,7 @@ fn what_cannot_be_run_is_a_line_that_says_why() {
             (6, json!("typo"), Some("\"comand\" is unknown")),
             (7, json!("limit"), Some("memory limit")),
             (8, json!("image"), Some("nowhere")),
-            (9, json!("dir"), Some("command line")),
+            (9, json!("dir"), Some("--allow-image")),
             (10, json!("escape"), Some("..")),
             (11, json!("last"), None),
         ];
@@ -265,7 +265,8 @@ fn failures_are_tried_again_and_duplicates_each_have_a_result() {
         items.push(json!({"id": "later", "image": "oci:later:latest"}));
         fs::write(sbxrt.home().join("items"), lines(items)).unwrap();
         let path = sbxrt.home().join("results");
-        let words = ["-j", "2", "--resume", &image, "true"];
+        let allowed = ["--allow-image", "oci:later:latest"];
+        let words = [&allowed[..], &["-j", "2", "--resume", &image, "true"]].concat();
         assert_eq!(start(sbxrt, &words).wait().unwrap().code(), Some(1));
         let text = fs::read_to_string(&path).unwrap();
         let found = results(&text);
@@ -364,7 +365,15 @@ fn items_have_limits_images_files_and_outputs_of_their_own() {
             json!({"command": ["true"], "files": {"/large": "x".repeat(2 << 20)}, "scratch_size": "1m"}),
         ];
         let image = fixtures.busybox_rootfs();
-        let words = ["-j", "2", "--output-dir", "copies", &image];
+        let words = [
+            "-j",
+            "2",
+            "--output-dir",
+            "copies",
+            "--allow-image",
+            &other,
+            &image,
+        ];
         let output = batch(sbxrt, &words, lines(items));
         assert_eq!(output.code(), 1, "{output}");
         let found = results(output.text());
@@ -394,11 +403,13 @@ fn items_have_limits_images_files_and_outputs_of_their_own() {
             ["/tmp/out", "/tmp/out/a", "/tmp/b", "/tmp/missing"],
             "{output}"
         );
-        assert_eq!(
-            fs::read(sbxrt.home().join("copies/4/out/a")).unwrap(),
-            b"x\n"
-        );
-        assert_eq!(fs::read(sbxrt.home().join("copies/4/b")).unwrap(), b"y\n");
+        let key = found[3]["key"].as_str().unwrap();
+        let copies = sbxrt
+            .home()
+            .join("copies")
+            .join(format!("4-{}", &key[..12]));
+        assert_eq!(fs::read(copies.join("out/a")).unwrap(), b"x\n");
+        assert_eq!(fs::read(copies.join("b")).unwrap(), b"y\n");
         let error = found[4]["error"].to_string();
         assert!(
             error.contains("put a file into the sandbox") && error.contains("ENOSPC"),

@@ -97,6 +97,10 @@ pub(crate) struct BatchArguments {
     #[arg(short, long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..), help_heading = BATCH)]
     jobs: Option<u16>,
 
+    /// Let items name this image in the place of IMAGE; may be repeated
+    #[arg(long = "allow-image", value_name = "IMAGE", help_heading = BATCH)]
+    allowed: Vec<Source>,
+
     /// Keep so many containers ready, made ahead of the items that have no
     /// limits, image or working directory of their own
     #[arg(long, value_name = "NUMBER", help_heading = BATCH)]
@@ -112,7 +116,7 @@ pub(crate) struct BatchArguments {
     grace: Bound<Duration>,
 
     /// Copy the outputs of items into this directory, those of each item into
-    /// a directory with the number of its line
+    /// a directory LINE-KEY: the number of its line, and 12 digits of its key
     #[arg(long, value_name = "DIR", help_heading = BATCH)]
     output_dir: Option<PathBuf>,
 
@@ -191,6 +195,7 @@ fn execute(arguments: BatchArguments, printer: Printer) -> Result<u8> {
         .with_store(location::open(&arguments.image.store)?);
     engine.warm_up()?;
     let image = find_image(&engine, &source, &arguments.image, printer)?;
+    let allowed = arguments.allowed.into_iter().chain([source]).collect();
     let outputs = OutputLimits {
         bytes: arguments.collection.output_size,
         entries: arguments.collection.output_count,
@@ -209,6 +214,7 @@ fn execute(arguments: BatchArguments, printer: Printer) -> Result<u8> {
         outputs,
         output_dir: arguments.output_dir,
         image: arguments.image,
+        allowed,
         images: Mutex::default(),
         sandboxes: Mutex::default(),
         done: Mutex::new(done),

@@ -183,16 +183,10 @@ fn identity(value: &Value) -> Result<(), String> {
     }
 }
 
-/// An image of an item's own. Not a directory: items may come from elsewhere, and must not choose which of this machine's
-/// files are shown.
+/// An image of an item's own.
 fn image(text: &str) -> Result<Source, String> {
-    match text.parse() {
-        Ok(Source::Directory(_)) => {
-            Err("dir: shows files of this machine; name it on the command line".to_owned())
-        }
-        Ok(source) => Ok(source),
-        Err(error) => Err(error.to_string()),
-    }
+    text.parse()
+        .map_err(|error: sbxrt::image::InvalidSource| error.to_string())
 }
 
 fn text(value: &Value) -> Result<&str, String> {
@@ -353,7 +347,6 @@ mod tests {
                 "files",
                 "mode",
             ),
-            (json!({"image": "dir:/"}), "image", "command line"),
             (json!({"image": "UPPER:case"}), "image", ""),
             (json!({"memory": "lots"}), "memory", "unit"),
             (json!({"memory": true}), "memory", "number"),

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use sbxrt::{
-    Engine, Image, OutputLimits, OutputPath, Outputs, Report, Sandbox, Source, Termination,
+    Engine, Image, OutputLimits, OutputPath, Outputs, Report, RuntimeError, Sandbox, Source,
+    Termination,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -60,6 +61,8 @@ pub(crate) struct Batch {
     pub(crate) image: ImageArguments,
     /// For items that have neither an image nor limits of their own.
     pub(crate) sandbox: Sandbox,
+    /// The images that items may name.
+    pub(crate) allowed: HashSet<Source>,
     /// The images of items, each looked for once.
     pub(crate) images: Mutex<HashMap<String, Arc<Wanted>>>,
     pub(crate) sandboxes: Mutex<HashMap<String, Sandbox>>,
@@ -99,7 +102,20 @@ impl From<Error> for Trouble {
 
 impl From<sbxrt::Error> for Trouble {
     fn from(error: sbxrt::Error) -> Self {
-        Error::from(error).into()
+        // What an item can bring about by itself says nothing of the items to come.
+        let is_the_items = match &error {
+            sbxrt::Error::Invalid { .. } => true,
+            sbxrt::Error::Runtime(RuntimeError::Start(failure)) => {
+                failure.step == "put a file into the sandbox"
+            }
+            _ => false,
+        };
+        let diagnostic = Diagnostic::new(&Error::from(error));
+        if is_the_items {
+            Self::Malformed(diagnostic)
+        } else {
+            Self::Failed(diagnostic)
+        }
     }
 }
 
@@ -239,7 +255,16 @@ impl Batch {
             None => self.bounds.clone(),
         };
         let image = match &item.image {
-            Some(source) => self.find(source).await?,
+            Some(source) if self.allowed.contains(source) => self.find(source).await?,
+            // Looking for one could show files of this machine, or ask somebody on its network.
+            Some(source) => {
+                let reason = format!("{source} is not allowed: name it with --allow-image");
+                return Err(Flaw {
+                    field: "image".to_owned(),
+                    reason,
+                }
+                .into());
+            }
             None => self.sandbox.image().clone(),
         };
         let key = self.common.key(&value, &image);
@@ -269,7 +294,7 @@ impl Batch {
         if let Some(stdin) = item.stdin {
             command = command.stdin(stdin);
         }
-        let place = self.place(index, &item.outputs)?;
+        let place = self.place(index, &key, &item.outputs)?;
         command = command.outputs(Outputs {
             paths: place.paths(item.outputs),
             limits: self.outputs,
@@ -342,8 +367,9 @@ impl Batch {
         Ok(sandbox)
     }
 
-    /// Makes the directory for the outputs of an item.
-    fn place(&self, index: u64, outputs: &[PathBuf]) -> Result<Place, Trouble> {
+    /// Makes the directory for the outputs of an item. Its key is a part of the name: lines move when somebody edits the
+    /// items, and what a result speaks of must not become another item's.
+    fn place(&self, index: u64, key: &Key, outputs: &[PathBuf]) -> Result<Place, Trouble> {
         let flaw = |path: &Path, reason: &str| Flaw {
             field: "outputs".to_owned(),
             reason: format!("{}: {reason}", path.display()),
@@ -357,7 +383,8 @@ impl Batch {
             }
         }
         let directory = self.output_dir.as_ref().filter(|_| !outputs.is_empty());
-        let directory = directory.map(|directory| directory.join(index.to_string()));
+        let directory = directory
+            .map(|directory| directory.join(format!("{index}-{}", &key.to_string()[..12])));
         if let Some(directory) = &directory {
             std::fs::create_dir_all(directory).map_err(|source| Error::ResultFile {
                 path: directory.clone(),
