@@ -143,14 +143,15 @@ fn shield_cgroups() -> io::Result<()> {
     let tree = if let Some(mounted) = cgroup::mount_point() {
         let mounted = std::ffi::CString::new(mounted.as_os_str().as_encoded_bytes())?;
         let root = open_path(Path::new("/"))?;
-        sys::clone_tree(root.as_fd(), &mounted, false)?
+        // With what is mounted on it: in a user namespace the kernel does not let anybody look below that.
+        sys::clone_tree(root.as_fd(), &mounted, true)?
     } else {
         // A host with version 1 alone: an instance of our own, for which a cgroup namespace of our own gives the
         // right.
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)?;
         sys::detached_filesystem(c"cgroup2")?
     };
-    sys::restrict_tree(tree.as_fd(), libc::MOUNT_ATTR_RDONLY, false)?;
+    sys::restrict_tree(tree.as_fd(), libc::MOUNT_ATTR_RDONLY, true)?;
     sys::attach_tree(tree.as_fd(), open_path(target)?.as_fd())
 }
 
