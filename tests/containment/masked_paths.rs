@@ -122,7 +122,7 @@ fn nothing_can_be_mounted_over_proc_sys_and_dev() {
         let words = ["-v", &mount, &image, "/bin/busybox", "sh", "-c", script];
         let output = sbxrt.run(words).output();
         assert_eq!(output.success(), expected, "{output}");
-        let mut left: Vec<String> = names(&volume);
+        let mut left = names(&volume);
         left.sort();
         assert_eq!(left, ["mqueue", "null"], "{output}");
         assert!(names(&outside).is_empty(), "{output}");

@@ -1,5 +1,5 @@
 //! The file system that a program sees as `/`, assembled in the builder's own mount namespace before libcontainer is
-//! called: an overlay of the image's layers under a bounded scratch space, then the mounts of the request.
+//! called: an overlay of the image's layers under a bounded scratch space, then the mounts of the request, then `/dev`.
 //!
 //! Everything lies in one tmpfs that covers a directory of the host in this namespace only and vanishes with it:
 //!

@@ -29,8 +29,9 @@
 //!
 //! The next look comes before a program that takes 2 GiB per second and processor, or 10,000 processes, could be at the limit,
 //! but not before [`ALERT`], and not before five times as long as this look has taken, times the containers that are
-//! watched, less this look: all looks together cost at most a fifth of a processor. A look takes 0.17 ms with one process, 0.35 ms with ten and
-//! 2 ms with a hundred (two virtual processors, busy), and on an idle program 1, 2 and 8% of a processor. So a program exceeds a limit by at most what it can
+//! watched, less this look: all looks together cost at most a fifth of a processor. A look took 0.17 ms with one process, 0.35 ms with ten and
+//! 2 ms with a hundred (two virtual processors, busy; a release build from before `kcmp` was asked, and debug builds from
+//! before and after take equally long). So a program exceeds a limit by at most what it can
 //! take in [`ALERT`], the time of a look, and the time that the host lets sbxrt wait for a processor.
 
 mod census;

@@ -9,8 +9,8 @@ use super::{
 
 /// The system calls that a program may make.
 ///
-/// Whatever the policy, these stay: no capability, `no_new_privs`, no user namespace inside, a session keyring of its
-/// own, and what a limit without a cgroup consists of ([`limits_program`](super::limits_program)). Nothing that
+/// Whatever the policy, these stay: no capability, `no_new_privs`, no user namespace inside, a session keyring that was
+/// made for sbxrt (under the default policy, which lets nobody use one, the launcher's; else the program's own), and what a limit without a cgroup consists of ([`limits_program`](super::limits_program)). Nothing that
 /// protects the host depends on the policy: sbxrt's process in the container can be neither traced nor looked into, and the
 /// terminal that a program may type into is the container's. Where a policy allows `prlimit64` on process 1, as the default
 /// does not, a program can take that process its means, and the run fails.
